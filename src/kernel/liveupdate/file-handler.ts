@@ -1,0 +1,85 @@
+/**
+ * How a kind of file takes part in a live update, and global state that lives as long as such files do.
+ *
+ * Lifecycle of a file:      preserve → freeze → (kexec) → decode → retrieve → canFinish → finish
+ *   undone by:              unpreserve  unfreeze
+ * Lifecycle of an FLB:      preserve with the first file that needs it, unpreserve with the last; after the
+ *   kexec decode, then finish with the last file.
+ * Source: Linux 7.3 include/linux/liveupdate.h, kernel/liveupdate/{luo_file,luo_flb}.c
+ * @module
+ */
+import type { IncomingMemory } from "../kho/incoming.ts";
+import type { File } from "../vfs/file.ts";
+
+/** A session as a file handler may ask about it. */
+export interface SessionView {
+  readonly name: string;
+  /** Whether a file of the same inode is preserved in this session (outgoing) or belongs to it (incoming). */
+  contains(file: File): boolean;
+  /** The incoming file with that token, retrieved now if it was not; as RETRIEVE_FD finds it. Holds no reference for the caller. */
+  incomingFile(token: bigint): File;
+  /** The token of an outgoing file of this session, or null. */
+  tokenOf(file: File): bigint | null;
+}
+
+/** One preserved file, to its handler. */
+export interface PreserveArgs {
+  readonly session: SessionView;
+  readonly file: File;
+  readonly token: bigint;
+}
+
+/**
+ * @typeParam D - the decoded form of the handler's data, checked and trusted
+ */
+export interface FileHandler<D = unknown> {
+  /** At most 47 bytes; changes with the layout behind `data`. */
+  readonly compatible: string;
+  /** Whether this handler is for that file. The first registered that says yes takes it. */
+  canPreserve(file: File): boolean;
+  /** FLBs that must live while a file of this kind is preserved. */
+  readonly flbs: readonly FileLifecycleBound[];
+  /**
+   * Makes the file's state survive a kexec.
+   * @returns the u64 to hand over, usually the physical address of a preserved structure
+   * @throws {KernelError} what PRESERVE_FD then returns; everything is undone
+   */
+  preserve(args: PreserveArgs): bigint;
+  /** Undoes `preserve`. Must not fail. */
+  unpreserve(args: PreserveArgs & { readonly data: bigint }): void;
+  /** Last look before the jump; may hand over another `data`. A failure unwinds all. */
+  freeze?(args: PreserveArgs & { readonly data: bigint }): bigint;
+  /** Undoes `freeze`. Must not fail. */
+  unfreeze?(args: PreserveArgs & { readonly data: bigint }): void;
+  /**
+   * Reads and checks what the previous kernel handed over, and claims all its pages. Runs at boot, before any
+   * part of the handover is used; allocates nothing, changes nothing.
+   * @param field - how to name the place in errors: "session \"vm0\" token 0x2"
+   * @throws {HandoverError}
+   */
+  decode(incoming: IncomingMemory, data: bigint, field: string): D;
+  /** Makes the open file, with one reference for the caller. @throws {KernelError} what RETRIEVE_FD then returns, for ever */
+  retrieve(args: { readonly session: SessionView; readonly data: D; readonly token: bigint }): File;
+  /** Whether the session may be finished. Default yes. */
+  canFinish?(args: { readonly data: D; readonly file: File | null }): boolean;
+  /** The session is finished. A file that nobody retrieved (null) is discarded: its preserved pages are freed. */
+  finish(args: { readonly data: D; readonly file: File | null }): void;
+}
+
+/** File-lifecycle-bound global state. */
+export interface FileLifecycleBound<D = unknown> {
+  readonly compatible: string;
+  /** Called with the first file that needs it. @returns the u64 to hand over */
+  preserve(): bigint;
+  /** Called with the last. Must not fail. */
+  unpreserve(data: bigint): void;
+  /** After all files are frozen: last changes to what is handed over. @returns the u64 to hand over */
+  freeze?(data: bigint): bigint;
+  unfreeze?(data: bigint): void;
+  /** As {@link FileHandler.decode}; runs before the decoders of files. @throws {HandoverError} */
+  decode(incoming: IncomingMemory, data: bigint, field: string): D;
+  /** After the whole handover was found good, at boot, before any device is used: adopt it. */
+  adopt(data: D): void;
+  /** The last incoming file that needed it is finished. */
+  finish(data: D): void;
+}
