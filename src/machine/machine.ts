@@ -145,6 +145,8 @@ export interface Ecam {
 
 /** The jump into another kernel. */
 export interface Kexec {
+  /** Images on the machine's boot disk. */
+  readonly installed: readonly KernelImage[];
   /**
    * Loads code so that `execute` is quick; may be called again to replace it, with null to unload.
    * @throws {KernelError} ENOENT when the image's entry does not exist
@@ -157,12 +159,16 @@ export interface Kexec {
   execute(parameters: BootParameters): never;
 }
 
-/** A kernel image: where its code is and what it is called. */
+/** A kernel image: where its code is, and its manifest. */
 export interface KernelImage {
+  /** File name on the boot disk, as "vmlinuz-0.1.0". */
+  readonly name: string;
   /** URL of a module that exports `start(machine: Machine, parameters: BootParameters): never`. */
   readonly entry: string;
   /** The kernel's release, as uname -r. At most 64 bytes. */
   readonly release: string;
+  /** `compatible` strings of everything that this kernel can restore. */
+  readonly restores: readonly string[];
 }
 
 /** All that a kernel learns from the one before it, as Linux's boot_params and setup_data say it. */

@@ -77,9 +77,7 @@ export interface IommuCore {
   /** Moves a function behind the blocking domain. Never fails. */
   block(pci: PciFunction): void;
   /** Memory that must not be mapped at these IOVAs for this function: MSI window, RMRRs. */
-  reservedRegions(
-    pci: PciFunction,
-  ): readonly {
+  reservedRegions(pci: PciFunction): readonly {
     readonly start: number;
     readonly lengthBytes: number;
     readonly kind: "msi" | "rmrr";

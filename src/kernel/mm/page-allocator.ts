@@ -29,6 +29,8 @@ export interface PageAllocator {
   adopt(pa: number, order: number): void;
   /** Whether the block is allocated (or adopted) as one block of that order. */
   isAllocated(pa: number, order: number): boolean;
+  /** Whether an address lies in a carve-out: memory that this allocator has no metadata for and never gives out. */
+  isCarvedOut(pa: number): boolean;
   /** NUMA node of an address in RAM. */
   nodeOf(pa: number): number;
   /** Pages (4 KiB) by state, for one node or all; `reserved` were preserved and not adopted yet. */

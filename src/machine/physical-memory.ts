@@ -1,0 +1,362 @@
+/**
+ * System RAM: shared windows of 1 GiB, backed by the operating system page by page as they are touched.
+ *
+ * Why: a typed array has a length limit, and a machine of 1 TiB must cost what it uses. A naturally aligned page
+ * of any order up to 1 GiB lies in one window. Threads share the windows by {@link Ram.shared}.
+ * What was ever stored to is known per 2 MiB, so that a kexec can scribble over all of a large machine.
+ * @module
+ */
+import { assert, BugError } from "../base/assert.ts";
+import { alignUp, GIB, hex, MIB, PAGE_SIZE } from "../base/units.ts";
+import type { MemoryRange, PhysicalMemory } from "./machine.ts";
+
+const WINDOW_BYTES = GIB;
+const TOUCH_BYTES = 2 * MIB;
+
+/** What another thread needs to see the same RAM. */
+export interface SharedRam {
+  readonly ranges: readonly MemoryRange[];
+  /** By window number; null where a window has no RAM. */
+  readonly windows: readonly (SharedArrayBuffer | null)[];
+  readonly touched: SharedArrayBuffer;
+}
+
+/** Makes the shared memory of a machine, all zero. Ranges are sorted and page aligned. */
+export function createSharedRam(ranges: readonly MemoryRange[]): SharedRam {
+  const windows: (SharedArrayBuffer | null)[] = [];
+  let end = 0;
+  for (const range of ranges) {
+    assert(range.start >= end && range.lengthBytes > 0, "RAM ranges are sorted and not empty");
+    assert(
+      range.start % PAGE_SIZE === 0 && range.lengthBytes % PAGE_SIZE === 0,
+      "RAM is page aligned",
+    );
+    end = range.start + range.lengthBytes;
+  }
+  for (let start = 0; start < end; start += WINDOW_BYTES) {
+    let used = 0;
+    for (const range of ranges) {
+      const last = Math.min(range.start + range.lengthBytes, start + WINDOW_BYTES);
+      if (last > Math.max(range.start, start)) used = Math.max(used, last - start);
+    }
+    windows.push(used === 0 ? null : new SharedArrayBuffer(used));
+  }
+  return {
+    ranges,
+    windows,
+    touched: new SharedArrayBuffer(alignUp(end, TOUCH_BYTES) / TOUCH_BYTES),
+  };
+}
+
+/** RAM as a kernel and as devices use it. */
+export class Ram implements PhysicalMemory {
+  readonly ranges: readonly MemoryRange[];
+  readonly shared: SharedRam;
+  readonly #bytes: (Uint8Array<SharedArrayBuffer> | undefined)[];
+  readonly #words: (Uint32Array<SharedArrayBuffer> | undefined)[];
+  readonly #touched: Uint8Array;
+  readonly #fence = new Int32Array(new SharedArrayBuffer(4));
+
+  constructor(shared: SharedRam) {
+    this.shared = shared;
+    this.ranges = shared.ranges;
+    this.#bytes = shared.windows.map((w) => (w === null ? undefined : new Uint8Array(w)));
+    this.#words = shared.windows.map((w) => (w === null ? undefined : new Uint32Array(w)));
+    this.#touched = new Uint8Array(shared.touched);
+  }
+
+  contains(pa: number, lengthBytes: number): boolean {
+    if (!(pa >= 0 && lengthBytes >= 0)) return false;
+    for (const range of this.ranges) {
+      if (pa >= range.start && pa + lengthBytes <= range.start + range.lengthBytes) return true;
+    }
+    return false;
+  }
+
+  /** Whether anything in the 2 MiB around `pa` was ever stored. Never false for memory that is not zero. */
+  isTouched(pa: number): boolean {
+    return this.#touched[Math.floor(pa / TOUCH_BYTES)] !== 0;
+  }
+
+  load8(pa: number): number {
+    const window = (pa / WINDOW_BYTES) | 0;
+    const bytes = this.#bytes[window];
+    const index = pa - window * WINDOW_BYTES;
+    if (bytes === undefined || !(index < bytes.length)) outside(pa);
+    return bytes[index];
+  }
+
+  load16(pa: number): number {
+    if (pa % 2 !== 0) unaligned(pa, 2);
+    return this.load8(pa) | (this.load8(pa + 1) << 8);
+  }
+
+  load32(pa: number): number {
+    const window = (pa / WINDOW_BYTES) | 0;
+    const words = this.#words[window];
+    const offset = pa - window * WINDOW_BYTES;
+    if ((offset & 3) !== 0) unaligned(pa, 4);
+    if (words === undefined || offset >>> 2 >= words.length) outside(pa);
+    return Atomics.load(words, offset >>> 2);
+  }
+
+  load64(pa: number): number {
+    if (pa % 8 !== 0) unaligned(pa, 8);
+    const low = this.load32(pa);
+    return this.load32(pa + 4) * 2 ** 32 + low;
+  }
+
+  loadBig64(pa: number): bigint {
+    if (pa % 8 !== 0) unaligned(pa, 8);
+    const low = this.load32(pa);
+    return (BigInt(this.load32(pa + 4)) << 32n) | BigInt(low);
+  }
+
+  store8(pa: number, value: number): void {
+    const window = (pa / WINDOW_BYTES) | 0;
+    const bytes = this.#bytes[window];
+    const index = pa - window * WINDOW_BYTES;
+    if (bytes === undefined || !(index < bytes.length)) outside(pa);
+    this.#touch(pa);
+    bytes[index] = value;
+  }
+
+  store16(pa: number, value: number): void {
+    if (pa % 2 !== 0) unaligned(pa, 2);
+    this.store8(pa, value & 0xff);
+    this.store8(pa + 1, (value >>> 8) & 0xff);
+  }
+
+  store32(pa: number, value: number): void {
+    const window = (pa / WINDOW_BYTES) | 0;
+    const words = this.#words[window];
+    const offset = pa - window * WINDOW_BYTES;
+    if ((offset & 3) !== 0) unaligned(pa, 4);
+    if (words === undefined || offset >>> 2 >= words.length) outside(pa);
+    this.#touch(pa);
+    words[offset >>> 2] = value;
+  }
+
+  store64(pa: number, value: number): void {
+    if (pa % 8 !== 0) unaligned(pa, 8);
+    assert(Number.isSafeInteger(value) && value >= 0, `store64 of ${value}`);
+    this.store32(pa, value % 2 ** 32);
+    this.store32(pa + 4, Math.floor(value / 2 ** 32));
+  }
+
+  storeBig64(pa: number, value: bigint): void {
+    if (pa % 8 !== 0) unaligned(pa, 8);
+    this.store32(pa, Number(value & 0xffffffffn));
+    this.store32(pa + 4, Number((value >> 32n) & 0xffffffffn));
+  }
+
+  publish64(pa: number, low: number, high: number): void {
+    if (pa % 8 !== 0) unaligned(pa, 8);
+    this.store32(pa + 4, high);
+    // The atomic store keeps the two halves in order for readers in other threads.
+    this.#storeOrdered(pa, low);
+  }
+
+  retract64(pa: number): void {
+    if (pa % 8 !== 0) unaligned(pa, 8);
+    this.#storeOrdered(pa, 0);
+    this.store32(pa + 4, 0);
+  }
+
+  exchange64(pa: number, low: number, high: number): void {
+    if (pa % 8 !== 0) unaligned(pa, 8);
+    const words = this.#wordsAt(pa);
+    const window = new BigUint64Array(words.buffer, pa % WINDOW_BYTES, 1);
+    this.#touch(pa);
+    Atomics.store(window, 0, (BigInt(high >>> 0) << 32n) | BigInt(low >>> 0));
+  }
+
+  publishRun64(pa: number, count: number, low: number, high: number, strideBytes: number): void {
+    const words = this.#runAt(pa, count);
+    const first = (pa % WINDOW_BYTES) >>> 2;
+    const end = first + 2 * count;
+    const start = low >>> 0;
+    const stride = strideBytes >>> 0;
+    const strideHigh = Math.floor(strideBytes / 2 ** 32);
+    let l = start;
+    let h = high | 0;
+    for (let i = first; i < end; i += 2) {
+      words[i + 1] = h;
+      const next = (l + stride) >>> 0;
+      h = (h + strideHigh + (next < l ? 1 : 0)) | 0;
+      l = next;
+    }
+    this.fence();
+    l = start;
+    for (let i = first; i < end; i += 2) {
+      words[i] = l;
+      l = (l + stride) >>> 0;
+    }
+  }
+
+  retractRun64(pa: number, count: number): void {
+    const words = this.#runAt(pa, count);
+    const first = (pa % WINDOW_BYTES) >>> 2;
+    const end = first + 2 * count;
+    for (let i = first; i < end; i += 2) words[i] = 0;
+    this.fence();
+    for (let i = first + 1; i < end; i += 2) words[i] = 0;
+  }
+
+  fence(): void {
+    Atomics.add(this.#fence, 0, 1);
+  }
+
+  fill(pa: number, lengthBytes: number, value: number): void {
+    for (let done = 0; done < lengthBytes; ) {
+      const piece = this.view(pa + done, pieceBytes(pa + done, lengthBytes - done));
+      piece.fill(value);
+      done += piece.length;
+    }
+  }
+
+  write(pa: number, bytes: Uint8Array): void {
+    for (let done = 0; done < bytes.length; ) {
+      const piece = this.view(pa + done, pieceBytes(pa + done, bytes.length - done));
+      piece.set(bytes.subarray(done, done + piece.length));
+      done += piece.length;
+    }
+  }
+
+  read(pa: number, target: Uint8Array): void {
+    for (let done = 0; done < target.length; ) {
+      const lengthBytes = pieceBytes(pa + done, target.length - done);
+      target.set(this.#bytesAt(pa + done, lengthBytes), done);
+      done += lengthBytes;
+    }
+  }
+
+  view(pa: number, lengthBytes: number): Uint8Array<SharedArrayBuffer> {
+    const view = this.#bytesAt(pa, lengthBytes);
+    for (let at = pa; at < pa + lengthBytes; at += TOUCH_BYTES) this.#touch(at);
+    if (lengthBytes > 0) this.#touch(pa + lengthBytes - 1);
+    return view;
+  }
+
+  #bytesAt(pa: number, lengthBytes: number): Uint8Array<SharedArrayBuffer> {
+    if (!this.contains(pa, lengthBytes)) outside(pa);
+    const offset = pa % WINDOW_BYTES;
+    assert(offset + lengthBytes <= WINDOW_BYTES, `${hex(pa)}+${lengthBytes} crosses 1 GiB`);
+    const bytes = this.#bytes[Math.floor(pa / WINDOW_BYTES)];
+    if (bytes === undefined) outside(pa);
+    return bytes.subarray(offset, offset + lengthBytes);
+  }
+
+  #wordsAt(pa: number): Uint32Array<SharedArrayBuffer> {
+    const words = this.#words[Math.floor(pa / WINDOW_BYTES)];
+    if (words === undefined || !(pa % WINDOW_BYTES < words.byteLength)) outside(pa);
+    return words;
+  }
+
+  #runAt(pa: number, count: number): Uint32Array<SharedArrayBuffer> {
+    if (pa % 8 !== 0) unaligned(pa, 8);
+    assert(count >= 1 && (pa % PAGE_SIZE) + 8 * count <= PAGE_SIZE, "a run stays in one table");
+    this.#touch(pa);
+    return this.#wordsAt(pa);
+  }
+
+  #storeOrdered(pa: number, value: number): void {
+    const words = this.#wordsAt(pa);
+    this.#touch(pa);
+    Atomics.store(words, (pa % WINDOW_BYTES) >>> 2, value);
+  }
+
+  #touch(pa: number): void {
+    this.#touched[Math.floor(pa / TOUCH_BYTES)] = 1;
+  }
+}
+
+/**
+ * RAM that tells of every store before it happens: for machines that interleave devices with the kernel's
+ * stores, and for tests that stop a kernel at any of them (the hook then throws).
+ *
+ * Runs are told half by half, byte copies in pieces of 8, fills by page.
+ */
+export class ObservedRam extends Ram {
+  readonly #beforeStore: (pa: number) => void;
+
+  constructor(shared: SharedRam, beforeStore: (pa: number) => void) {
+    super(shared);
+    this.#beforeStore = beforeStore;
+  }
+
+  override store8(pa: number, value: number): void {
+    this.#beforeStore(pa);
+    super.store8(pa, value);
+  }
+
+  override store16(pa: number, value: number): void {
+    this.#beforeStore(pa);
+    super.store8(pa, value & 0xff);
+    super.store8(pa + 1, (value >>> 8) & 0xff);
+  }
+
+  override store32(pa: number, value: number): void {
+    this.#beforeStore(pa);
+    super.store32(pa, value);
+  }
+
+  override publish64(pa: number, low: number, high: number): void {
+    this.store32(pa + 4, high);
+    this.store32(pa, low);
+  }
+
+  override retract64(pa: number): void {
+    this.store32(pa, 0);
+    this.store32(pa + 4, 0);
+  }
+
+  override exchange64(pa: number, low: number, high: number): void {
+    this.#beforeStore(pa);
+    super.exchange64(pa, low, high);
+  }
+
+  override publishRun64(
+    pa: number,
+    count: number,
+    low: number,
+    high: number,
+    strideBytes: number,
+  ): void {
+    const base = low + high * 2 ** 32;
+    for (let i = 0; i < count; i++)
+      this.store32(pa + 8 * i + 4, Math.floor((base + i * strideBytes) / 2 ** 32));
+    for (let i = 0; i < count; i++) this.store32(pa + 8 * i, (base + i * strideBytes) % 2 ** 32);
+  }
+
+  override retractRun64(pa: number, count: number): void {
+    for (let i = 0; i < count; i++) this.store32(pa + 8 * i, 0);
+    for (let i = 0; i < count; i++) this.store32(pa + 8 * i + 4, 0);
+  }
+
+  override fill(pa: number, lengthBytes: number, value: number): void {
+    for (let done = 0; done < lengthBytes; done += PAGE_SIZE) {
+      this.#beforeStore(pa + done);
+      super.fill(pa + done, Math.min(PAGE_SIZE, lengthBytes - done), value);
+    }
+  }
+
+  override write(pa: number, bytes: Uint8Array): void {
+    for (let done = 0; done < bytes.length; done += 8) {
+      this.#beforeStore(pa + done);
+      super.write(pa + done, bytes.subarray(done, done + 8));
+    }
+  }
+}
+
+function pieceBytes(pa: number, lengthBytes: number): number {
+  return Math.min(lengthBytes, WINDOW_BYTES - (pa % WINDOW_BYTES));
+}
+
+function outside(pa: number): never {
+  throw new BugError(`access outside RAM at ${hex(pa)}`);
+}
+
+function unaligned(pa: number, sizeBytes: number): never {
+  throw new BugError(`access of ${sizeBytes} bytes at ${hex(pa)} is not aligned`);
+}
