@@ -40,6 +40,23 @@ export interface FileMapping {
   unmap(): void;
 }
 
+/**
+ * The file descriptors of the process that makes a call, for ioctls that take or return descriptors.
+ */
+export interface FdTable {
+  /**
+   * The open file behind a descriptor. Holds no reference for the caller: take one with `get` to keep it.
+   * @throws {KernelError} EBADF when `fd` is not an open descriptor; safe on any number
+   */
+  get(fd: number): File;
+  /**
+   * Puts a file under the lowest free descriptor, which takes over the caller's reference.
+   * @returns the descriptor
+   * @throws {KernelError} EMFILE when none is free; the caller keeps its reference
+   */
+  install(file: File): number;
+}
+
 export abstract class File {
   /** What kind of file: "memfs", "memfd", "iommufd", "vfio", "liveupdate", "session", "eventfd". */
   abstract readonly kind: string;
@@ -71,8 +88,11 @@ export abstract class File {
   /** The last reference is gone. */
   protected abstract release(): void;
 
-  /** @returns what ioctl(2) returns, 0 or more */
-  ioctl(request: number, _argument: UserArgument): number {
+  /**
+   * @param fds - the descriptors of the calling process
+   * @returns what ioctl(2) returns, 0 or more
+   */
+  ioctl(request: number, _argument: UserArgument, _fds: FdTable): number {
     throw new KernelError("ENOTTY", "ioctl", `${this.kind} has no request ${request}`);
   }
   /** Reads at the file position. */
