@@ -13,6 +13,11 @@ export interface IncomingMemory {
   /** Whether all bytes lie in RAM and in preserved pages. Safe on any number. */
   isPreserved(pa: number, lengthBytes: number): boolean;
   /**
+   * The order of the preserved block that starts exactly at `pa`, or null when none does. Safe on any number.
+   * For formats that name a page without its size, as upstream's memfd does.
+   */
+  preservedOrder(pa: number): number | null;
+  /**
    * Claims one preserved block for the field that names it.
    * @throws {HandoverError} when the address is unaligned, outside RAM, not preserved with exactly this
    *   order, or claimed already (the message names both fields)

@@ -50,6 +50,11 @@ export interface FdTable {
    */
   get(fd: number): File;
   /**
+   * Says before the work is done whether its result could be installed, as Linux reserves a descriptor first.
+   * @throws {KernelError} EMFILE when no descriptor is free; otherwise the next `install` of this call succeeds
+   */
+  ensureRoom(): void;
+  /**
    * Puts a file under the lowest free descriptor, which takes over the caller's reference.
    * @returns the descriptor
    * @throws {KernelError} EMFILE when none is free; the caller keeps its reference
