@@ -39,6 +39,8 @@ export const ERRNO = {
   ENODATA: 61,
   EPROTO: 71,
   EOVERFLOW: 75,
+  EBADFD: 77,
+  EMSGSIZE: 90,
   EOPNOTSUPP: 95,
   EADDRINUSE: 98,
 } as const;
