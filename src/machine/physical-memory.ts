@@ -54,6 +54,7 @@ export class Ram implements PhysicalMemory {
   readonly shared: SharedRam;
   readonly #bytes: (Uint8Array<SharedArrayBuffer> | undefined)[];
   readonly #words: (Uint32Array<SharedArrayBuffer> | undefined)[];
+  readonly #signed: (Int32Array<SharedArrayBuffer> | undefined)[];
   readonly #touched: Uint8Array;
   readonly #fence = new Int32Array(new SharedArrayBuffer(4));
 
@@ -62,6 +63,7 @@ export class Ram implements PhysicalMemory {
     this.ranges = shared.ranges;
     this.#bytes = shared.windows.map((w) => (w === null ? undefined : new Uint8Array(w)));
     this.#words = shared.windows.map((w) => (w === null ? undefined : new Uint32Array(w)));
+    this.#signed = shared.windows.map((w) => (w === null ? undefined : new Int32Array(w)));
     this.#touched = new Uint8Array(shared.touched);
   }
 
@@ -175,22 +177,21 @@ export class Ram implements PhysicalMemory {
     const words = this.#runAt(pa, count);
     const first = (pa % WINDOW_BYTES) >>> 2;
     const end = first + 2 * count;
-    const start = low >>> 0;
-    const stride = strideBytes >>> 0;
-    const strideHigh = Math.floor(strideBytes / 2 ** 32);
-    let l = start;
-    let h = high | 0;
-    for (let i = first; i < end; i += 2) {
-      words[i + 1] = h;
-      const next = (l + stride) >>> 0;
-      h = (h + strideHigh + (next < l ? 1 : 0)) | 0;
-      l = next;
+    const stride = strideBytes | 0;
+    if ((low >>> 0) + (count - 1) * strideBytes < 2 ** 32) {
+      // The usual case, a loop of its own because it is hot: no carry, one high half for all.
+      const h = high | 0;
+      for (let i = first; i < end; i += 2) words[i + 1] = h;
+    } else {
+      const base = high * 2 ** 32 + (low >>> 0);
+      for (let i = 0; i < count; i++)
+        words[first + 2 * i + 1] = Math.floor((base + i * strideBytes) / 2 ** 32);
     }
     this.fence();
-    l = start;
+    let l = low | 0;
     for (let i = first; i < end; i += 2) {
       words[i] = l;
-      l = (l + stride) >>> 0;
+      l = (l + stride) | 0;
     }
   }
 
@@ -209,7 +210,7 @@ export class Ram implements PhysicalMemory {
 
   fill(pa: number, lengthBytes: number, value: number): void {
     for (let done = 0; done < lengthBytes; ) {
-      const piece = this.view(pa + done, pieceBytes(pa + done, lengthBytes - done));
+      const piece = this.#mapped(pa + done, pieceBytes(pa + done, lengthBytes - done));
       piece.fill(value);
       done += piece.length;
     }
@@ -217,7 +218,7 @@ export class Ram implements PhysicalMemory {
 
   write(pa: number, bytes: Uint8Array): void {
     for (let done = 0; done < bytes.length; ) {
-      const piece = this.view(pa + done, pieceBytes(pa + done, bytes.length - done));
+      const piece = this.#mapped(pa + done, pieceBytes(pa + done, bytes.length - done));
       piece.set(bytes.subarray(done, done + piece.length));
       done += piece.length;
     }
@@ -232,6 +233,11 @@ export class Ram implements PhysicalMemory {
   }
 
   view(pa: number, lengthBytes: number): Uint8Array<SharedArrayBuffer> {
+    return this.#mapped(pa, lengthBytes);
+  }
+
+  /** What `view` gives. Not `view` itself, which a subclass may override to tell of mappings. */
+  #mapped(pa: number, lengthBytes: number): Uint8Array<SharedArrayBuffer> {
     const view = this.#bytesAt(pa, lengthBytes);
     for (let at = pa; at < pa + lengthBytes; at += TOUCH_BYTES) this.#touch(at);
     if (lengthBytes > 0) this.#touch(pa + lengthBytes - 1);
@@ -253,11 +259,14 @@ export class Ram implements PhysicalMemory {
     return words;
   }
 
-  #runAt(pa: number, count: number): Uint32Array<SharedArrayBuffer> {
+  /** Signed words, because 32-bit signed arithmetic is what a JIT does without conversions. */
+  #runAt(pa: number, count: number): Int32Array<SharedArrayBuffer> {
     if (pa % 8 !== 0) unaligned(pa, 8);
     assert(count >= 1 && (pa % PAGE_SIZE) + 8 * count <= PAGE_SIZE, "a run stays in one table");
+    const words = this.#signed[Math.floor(pa / WINDOW_BYTES)];
+    if (words === undefined || (pa % WINDOW_BYTES) + 8 * count > words.byteLength) outside(pa);
     this.#touch(pa);
-    return this.#wordsAt(pa);
+    return words;
   }
 
   #storeOrdered(pa: number, value: number): void {

@@ -1,0 +1,15 @@
+/** What a command of `holdfast` is. @module */
+
+export interface Command {
+  readonly name: string;
+  /** One line, for the list of commands. */
+  readonly summary: string;
+  /** The whole help text. */
+  readonly help: string;
+  /**
+   * @param args - what follows the command's name
+   * @returns the exit status
+   * @throws {UsageError} when the arguments are wrong: exit status 2
+   */
+  run(args: readonly string[]): Promise<number>;
+}

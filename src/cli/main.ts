@@ -1,0 +1,83 @@
+/**
+ * The `holdfast` command.
+ *
+ * Exit status: 0 success; 1 the work failed; 2 the command line is wrong; 130 interrupted.
+ * @module
+ */
+import { readFileSync } from "node:fs";
+import type { Command } from "./command.ts";
+import { demo } from "./demo/command.ts";
+import { UsageError } from "./usage-error.ts";
+
+const COMMANDS: readonly Command[] = [demo];
+
+function usage(): string {
+  const width = Math.max(...COMMANDS.map((c) => c.name.length));
+  return [
+    "Replaces the kernel of a hypervisor host while its virtual machines keep their memory,",
+    "their IOMMU translations and their assigned devices.",
+    "",
+    "Usage: holdfast COMMAND [OPTIONS]",
+    "",
+    "Commands:",
+    ...COMMANDS.map((c) => `  ${c.name.padEnd(width)}  ${c.summary}`),
+    `  ${"help".padEnd(width)}  Show the help of a command: holdfast help COMMAND`,
+    "",
+    "Options:",
+    "  --help     Show this text, or a command's",
+    "  --version  Show the version",
+  ].join("\n");
+}
+
+function version(): string {
+  for (const up of ["../..", "../../.."]) {
+    try {
+      const text = readFileSync(new URL(`${up}/package.json`, import.meta.url), "utf8");
+      const manifest = JSON.parse(text) as { name?: string; version?: string };
+      if (manifest.name === "holdfast") return String(manifest.version);
+    } catch (error) {
+      if ((error as NodeJS.ErrnoException).code !== "ENOENT") throw error;
+    }
+  }
+  return "unknown";
+}
+
+function find(name: string): Command {
+  const command = COMMANDS.find((c) => c.name === name);
+  if (command === undefined)
+    throw new UsageError(
+      `unknown command "${name}"; there are: ${COMMANDS.map((c) => c.name).join(", ")}`,
+    );
+  return command;
+}
+
+async function main(args: readonly string[]): Promise<number> {
+  const [first, ...rest] = args;
+  try {
+    if (first === undefined) {
+      console.error(usage());
+      return 2;
+    }
+    if (first === "--version") {
+      console.log(version());
+      return 0;
+    }
+    if (first === "--help" || first === "-h" || first === "help") {
+      console.log(rest[0] === undefined ? usage() : find(rest[0]).help);
+      return 0;
+    }
+    const command = find(first);
+    if (rest.includes("--help") || rest.includes("-h")) {
+      console.log(command.help);
+      return 0;
+    }
+    return await command.run(rest);
+  } catch (error) {
+    if (!(error instanceof UsageError)) throw error;
+    console.error(`holdfast: ${error.message}`);
+    console.error(`Try: holdfast ${first === undefined ? "" : `${first} `}--help`);
+    return 2;
+  }
+}
+
+process.exitCode = await main(process.argv.slice(2));

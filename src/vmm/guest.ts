@@ -1,0 +1,54 @@
+/**
+ * What a VMM runs: the third of the four boundaries (docs/architecture.md).
+ *
+ * Invariant: all state that a guest can see is its RAM plus what `save` returns. A guest that was saved in one
+ * kernel and restored in the next cannot tell, but by the clock.
+ * @module
+ */
+import type { MappedMemory } from "../host/mapped-memory.ts";
+
+/** A virtual machine's processor with the software that it runs. */
+export interface Guest {
+  /** Runs for a short while. @returns whether it found work; if not, the VMM may sleep until an interrupt */
+  step(): boolean;
+  /** The registers: everything but RAM. Small and of fixed size. */
+  save(): Uint8Array;
+  /** Checks what it has kept in memory from end to end. @returns what is wrong, empty if nothing is */
+  audit(): readonly string[];
+  /** Asks the guest to come to rest (its devices stop); `step` until it returns false. */
+  shutDown(): void;
+  readonly counters: GuestCounters;
+}
+
+export interface GuestCounters {
+  /** Frames found in memory. */
+  readonly received: number;
+  /** Sequence numbers that were skipped. */
+  readonly lost: number;
+  /** Frames whose header, payload or checksum was wrong. */
+  readonly corrupt: number;
+  /** Words of other memory written and found intact again. */
+  readonly dirtied: number;
+}
+
+/** What a guest is given to run on. */
+export interface GuestMachine {
+  /** RAM from guest physical address 0 on. */
+  readonly memory: MappedMemory;
+  /** Registers of the assigned device: BAR 0. */
+  readonly device: DeviceRegisters;
+  /**
+   * The address by which the device reaches guest memory: the guest physical address itself behind an IOMMU, the
+   * host's physical address without one.
+   * @param lengthBytes - must be contiguous there
+   */
+  dmaAddress(guestPhysicalAddress: number, lengthBytes: number): number;
+}
+
+export interface DeviceRegisters {
+  read32(offset: number): number;
+  write32(offset: number, value: number): void;
+}
+
+/** Makes guests of one kind. `registers` is what `save` returned, or null to boot from the beginning. */
+export type GuestFactory = (machine: GuestMachine, registers: Uint8Array | null) => Guest;

@@ -1,0 +1,407 @@
+/**
+ * A virtual machine: its memory file, its IOMMU chain, its assigned device, its guest.
+ *
+ * The ordinary chain is the one of R1: a mapping of the memory file, an IOAS over the same file, a HWPT on the
+ * IOAS, the device attached to it. Guest physical address and IOVA are the same number.
+ * Lifecycle: create → step … preserve → pause → (kexec) → restore → step … rebuild → swap → settle, and so on;
+ *   destroy at the end. Only {@link Host} is used.
+ * @module
+ */
+import { IOMMUFD_LUO_COMPATIBLE } from "../abi/iommufd-luo.ts";
+import { MEMFD_LUO_FH_COMPATIBLE } from "../abi/memfd.ts";
+import { MEMFS_FILE_COMPATIBLE } from "../abi/memfs.ts";
+import { EFD_NONBLOCK, O_CREAT, O_EXCL, O_RDWR } from "../abi/uapi/fs.ts";
+import { VFIO_PCI_LUO_COMPATIBLE } from "../abi/vfio-luo.ts";
+import { isKernelError, KernelError } from "../base/errno.ts";
+import { withUndo } from "../base/undo.ts";
+import type { Host } from "../host/host.ts";
+import { fiemap } from "../host/fiemap.ts";
+import * as iommufd from "../host/iommufd.ts";
+import * as liveupdate from "../host/liveupdate.ts";
+import { MappedMemory } from "../host/mapped-memory.ts";
+import { MemfdRecord } from "../host/memfd-record.ts";
+import * as vfio from "../host/vfio.ts";
+import type { Guest, GuestFactory, GuestMachine } from "./guest.ts";
+import type { Resource, RestoredVm } from "./managed-vm.ts";
+
+/** What a VM is made of. */
+export interface VmSpec {
+  /** At most 63 bytes: it names the session. */
+  readonly name: string;
+  /** Path of the memory file, on a memfs. It is created. */
+  readonly memoryPath: string;
+  /** A multiple of 4 KiB. */
+  readonly memoryBytes: number;
+  /** Path of the VFIO cdev. */
+  readonly devicePath: string;
+  /** The device has no IOMMU: its DMA uses physical addresses of pinned memory. */
+  readonly noiommu: boolean;
+}
+
+/** Tokens of a VM's files in its session. */
+const TOKEN = { memory: 1n, state: 2n, iommufd: 3n, device: 4n } as const;
+const STATE_SLOT_BYTES = 32 * 1024;
+const BAR0 = 0;
+
+/** What goes through the jump in the state memfd. */
+interface VmState {
+  readonly format: "holdfast-vm-v1";
+  readonly spec: VmSpec;
+  /** Token of the HWPT that the device is attached to; null without an IOMMU. */
+  readonly hwptToken: string | null;
+  /** Where the memory lies, to prove that nothing was moved. */
+  readonly memoryMap: readonly (readonly [offset: number, physical: number, lengthBytes: number])[];
+  /** Hexadecimal; null before the first pause. */
+  readonly registers: string | null;
+}
+
+/** The ordinary chain behind the device. */
+interface Chain {
+  readonly ioasId: number;
+  /** Null without an IOMMU. */
+  readonly hwptId: number | null;
+  readonly hwptToken: bigint | null;
+}
+
+export class VirtualMachine implements RestoredVm {
+  readonly name: string;
+  readonly #host: Host;
+  readonly #spec: VmSpec;
+  readonly #fds: { memory: number; state: number; iommufd: number; device: number; event: number };
+  readonly #memory: MappedMemory;
+  readonly #state: MemfdRecord<VmState>;
+  readonly #guest: Guest;
+  readonly #deviceId: number | null;
+  #chain: Chain;
+  /** Built by `rebuild`, in use from `swap` on. */
+  #rebuilt: Chain | null = null;
+  #running = true;
+  /** Bytes of guest memory that lay elsewhere after the last restoration. */
+  #guestBytesMoved = 0;
+
+  private constructor(parts: {
+    host: Host;
+    spec: VmSpec;
+    fds: { memory: number; state: number; iommufd: number; device: number; event: number };
+    memory: MappedMemory;
+    state: MemfdRecord<VmState>;
+    guest: Guest;
+    deviceId: number | null;
+    chain: Chain;
+  }) {
+    this.name = parts.spec.name;
+    this.#host = parts.host;
+    this.#spec = parts.spec;
+    this.#fds = parts.fds;
+    this.#memory = parts.memory;
+    this.#state = parts.state;
+    this.#guest = parts.guest;
+    this.#deviceId = parts.deviceId;
+    this.#chain = parts.chain;
+  }
+
+  /**
+   * Builds a VM and boots its guest.
+   * @throws {KernelError} EEXIST when the memory file exists; ENOMEM; EBUSY when the device is in use; whatever the
+   *   calls of the chain throw. Nothing is left behind.
+   */
+  static create(host: Host, spec: VmSpec, boot: GuestFactory): VirtualMachine {
+    return withUndo((undo) => {
+      const keep = (fd: number) => {
+        undo(() => host.close(fd));
+        return fd;
+      };
+      const memoryFd = host.open(spec.memoryPath, O_RDWR | O_CREAT | O_EXCL);
+      undo(() => host.unlink(spec.memoryPath));
+      keep(memoryFd);
+      host.ftruncate(memoryFd, spec.memoryBytes);
+      host.fallocate(memoryFd, 0, 0, spec.memoryBytes);
+      const memory = new MappedMemory(host.mmap(memoryFd, 0, spec.memoryBytes));
+      undo(() => memory.unmap());
+
+      const fds = {
+        memory: memoryFd,
+        state: keep(host.memfdCreate(`${spec.name}-state`, 0)),
+        iommufd: keep(host.open("/dev/iommu", O_RDWR)),
+        device: keep(host.open(spec.devicePath, O_RDWR)),
+        event: keep(host.eventfd(0, EFD_NONBLOCK)),
+      };
+      const state = MemfdRecord.create<VmState>(host, fds.state, STATE_SLOT_BYTES, {
+        format: "holdfast-vm-v1",
+        spec,
+        hwptToken: null,
+        memoryMap: [],
+        registers: null,
+      });
+      const deviceId = vfio.bindIommufd(host, fds.device, fds.iommufd);
+      const chain = buildChain(host, fds, spec, deviceId, 1n);
+      vfio.attach(host, fds.device, chain.hwptId ?? chain.ioasId);
+      vfio.setMsiEventfd(host, fds.device, fds.event);
+      const guest = boot(guestMachine(host, fds, spec, memory, chain), null);
+      return new VirtualMachine({ host, spec, fds, memory, state, guest, deviceId, chain });
+    });
+  }
+
+  /**
+   * Takes a VM out of an incoming session: memory, registers and device; its DMA goes on by the previous kernel's
+   * translations. Ready for `step`.
+   * @throws {KernelError} ENOENT or EIO when the session does not hold a VM; whatever RETRIEVE_FD throws
+   */
+  static restore(host: Host, session: number, resume: GuestFactory): VirtualMachine {
+    return withUndo((undo) => {
+      const retrieve = (token: bigint) => {
+        const fd = liveupdate.retrieveFd(host, session, token);
+        undo(() => host.close(fd));
+        return fd;
+      };
+      const stateFd = retrieve(TOKEN.state);
+      const state = MemfdRecord.open<VmState>(host, stateFd);
+      const saved = state.read();
+      if (saved.format !== "holdfast-vm-v1" || saved.registers === null)
+        throw new KernelError("EIO", "restore", `unknown state format ${String(saved.format)}`);
+      const spec = saved.spec;
+      const memoryFd = retrieve(TOKEN.memory);
+      const memory = new MappedMemory(host.mmap(memoryFd, 0, spec.memoryBytes));
+      undo(() => memory.unmap());
+      const event = host.eventfd(0, EFD_NONBLOCK);
+      undo(() => host.close(event));
+      const fds = {
+        memory: memoryFd,
+        state: stateFd,
+        iommufd: retrieve(TOKEN.iommufd),
+        device: retrieve(TOKEN.device),
+        event,
+      };
+      vfio.setMsiEventfd(host, fds.device, fds.event);
+      const hwptToken = saved.hwptToken === null ? null : BigInt(saved.hwptToken);
+      // The IOAS of the previous kernel is gone; without an IOMMU the same memory is pinned again by the kernel.
+      const chain = { ioasId: 0, hwptId: null, hwptToken };
+      const guest = resume(
+        guestMachine(host, fds, spec, memory, chain, saved.memoryMap),
+        fromHex(saved.registers),
+      );
+      const vm = new VirtualMachine({
+        host,
+        spec,
+        fds,
+        memory,
+        state,
+        guest,
+        deviceId: null,
+        chain,
+      });
+      vm.#running = false;
+      vm.#guestBytesMoved = movedBytes(saved.memoryMap, readMemoryMap(host, memoryFd));
+      return vm;
+    });
+  }
+
+  get guest(): Guest {
+    return this.#guest;
+  }
+
+  get memoryBytes(): number {
+    return this.#spec.memoryBytes;
+  }
+
+  get devicePath(): string {
+    return this.#spec.devicePath;
+  }
+
+  /** Guest memory whose physical place was another before the last live update: a copy by definition. */
+  get guestBytesMoved(): number {
+    return this.#guestBytesMoved;
+  }
+
+  step(): boolean {
+    if (!this.#running) return false;
+    this.#drainEvents();
+    return this.#guest.step();
+  }
+
+  resources(): readonly Resource[] {
+    const { spec, chain } = { spec: this.#spec, chain: this.#chain };
+    const unfinished = this.#rebuilt === null ? null : "the rebuilt IOAS is not in use yet";
+    return [
+      {
+        kind: "memory",
+        label: spec.memoryPath,
+        bytes: spec.memoryBytes,
+        compatible: MEMFS_FILE_COMPATIBLE,
+        blocker: null,
+      },
+      {
+        kind: "state",
+        label: `${spec.name}-state`,
+        bytes: 2 * STATE_SLOT_BYTES,
+        compatible: MEMFD_LUO_FH_COMPATIBLE,
+        blocker: null,
+      },
+      {
+        kind: "iommufd",
+        label: spec.noiommu ? "without IOMMU" : `HWPT token ${chain.hwptToken}`,
+        bytes: 0,
+        compatible: IOMMUFD_LUO_COMPATIBLE,
+        blocker: this.#deviceId === null ? "still on the previous kernel's translations" : unfinished,
+      },
+      {
+        kind: "device",
+        label: spec.devicePath,
+        bytes: 0,
+        compatible: VFIO_PCI_LUO_COMPATIBLE,
+        blocker: null,
+      },
+    ];
+  }
+
+  preserve(session: number): void {
+    const host = this.#host;
+    // The order is that of need: a HWPT wants its memory in the session, a device its iommufd.
+    liveupdate.preserveFd(host, session, this.#fds.memory, TOKEN.memory);
+    liveupdate.preserveFd(host, session, this.#fds.state, TOKEN.state);
+    liveupdate.preserveFd(host, session, this.#fds.iommufd, TOKEN.iommufd);
+    liveupdate.preserveFd(host, session, this.#fds.device, TOKEN.device);
+  }
+
+  unpreserve(): void {
+    // Closing the session has undone everything; nothing of a VM changes when it is preserved.
+  }
+
+  pause(): void {
+    this.#running = false;
+    this.#state.write({
+      format: "holdfast-vm-v1",
+      spec: this.#spec,
+      hwptToken: this.#chain.hwptToken === null ? null : String(this.#chain.hwptToken),
+      memoryMap: readMemoryMap(this.#host, this.#fds.memory),
+      registers: toHex(this.#guest.save()),
+    });
+  }
+
+  resume(): void {
+    this.#running = true;
+  }
+
+  rebuild(): void {
+    if (this.#rebuilt !== null) return;
+    const token = this.#chain.hwptToken === null ? 1n : this.#chain.hwptToken + 1n;
+    const deviceId = vfio.deviceId(this.#host, this.#fds.device);
+    this.#rebuilt = buildChain(this.#host, this.#fds, this.#spec, deviceId, token);
+  }
+
+  swap(): void {
+    if (this.#rebuilt === null) return;
+    vfio.attach(this.#host, this.#fds.device, this.#rebuilt.hwptId ?? this.#rebuilt.ioasId);
+    this.#chain = this.#rebuilt;
+    this.#rebuilt = null;
+  }
+
+  settle(): void {
+    // The restored HWPT belongs to the session: FINISH discards it.
+  }
+
+  /** Stops for good and frees everything, the memory file too. The guest must be at rest. */
+  destroy(): void {
+    const host = this.#host;
+    this.#running = false;
+    host.close(this.#fds.device);
+    host.close(this.#fds.iommufd);
+    host.close(this.#fds.event);
+    this.#memory.unmap();
+    host.close(this.#fds.state);
+    host.close(this.#fds.memory);
+    host.unlink(this.#spec.memoryPath);
+  }
+
+  #drainEvents(): void {
+    try {
+      this.#host.read(this.#fds.event, new Uint8Array(8));
+    } catch (error) {
+      if (!isKernelError(error, "EAGAIN")) throw error;
+    }
+  }
+}
+
+type Fds = { readonly memory: number; readonly iommufd: number; readonly device: number };
+
+/** An IOAS over the memory file and, behind an IOMMU, a HWPT on it that is marked to be preserved. */
+function buildChain(host: Host, fds: Fds, spec: VmSpec, deviceId: number, token: bigint): Chain {
+  return withUndo((undo) => {
+    const ioasId = iommufd.ioasAlloc(host, fds.iommufd);
+    undo(() => iommufd.destroy(host, fds.iommufd, ioasId));
+    iommufd.ioasMapFile(host, fds.iommufd, {
+      ioasId,
+      fileFd: fds.memory,
+      start: 0,
+      lengthBytes: spec.memoryBytes,
+      iova: 0,
+      writable: true,
+    });
+    if (spec.noiommu) return { ioasId, hwptId: null, hwptToken: null };
+    const hwptId = iommufd.hwptAlloc(host, fds.iommufd, { deviceId, ptId: ioasId });
+    undo(() => iommufd.destroy(host, fds.iommufd, hwptId));
+    iommufd.hwptMarkPreserve(host, fds.iommufd, hwptId, token);
+    return { ioasId, hwptId, hwptToken: token };
+  });
+}
+
+function guestMachine(
+  host: Host,
+  fds: Fds,
+  spec: VmSpec,
+  memory: MappedMemory,
+  chain: Chain,
+  memoryMap?: VmState["memoryMap"],
+): GuestMachine {
+  const bar = vfio.openRegion(host, fds.device, BAR0);
+  return {
+    memory,
+    device: bar,
+    dmaAddress(guestPhysicalAddress, lengthBytes) {
+      if (!spec.noiommu) return guestPhysicalAddress;
+      if (memoryMap !== undefined) return physicalOf(memoryMap, guestPhysicalAddress, lengthBytes);
+      const found = iommufd.noiommuGetPa(host, fds.iommufd, chain.ioasId, guestPhysicalAddress);
+      if (found.lengthBytes < lengthBytes)
+        throw new KernelError("EINVAL", "dma", `only ${found.lengthBytes} bytes are contiguous`);
+      return found.physical;
+    },
+  };
+}
+
+/** Where the file lies in physical memory, merged where it is contiguous. */
+function readMemoryMap(host: Host, fd: number): VmState["memoryMap"] {
+  return fiemap(host, fd).map((extent) => [
+    extent.offsetBytes,
+    extent.physical,
+    extent.lengthBytes,
+  ]);
+}
+
+/** Bytes of the file that do not lie where they lay. */
+function movedBytes(before: VmState["memoryMap"], after: VmState["memoryMap"]): number {
+  let moved = 0;
+  for (const [offset, physical, lengthBytes] of before) {
+    let same = 0;
+    for (const [o, p, l] of after) {
+      if (p - o !== physical - offset) continue;
+      same += Math.max(0, Math.min(offset + lengthBytes, o + l) - Math.max(offset, o));
+    }
+    moved += lengthBytes - same;
+  }
+  return moved;
+}
+
+function physicalOf(map: VmState["memoryMap"], offset: number, lengthBytes: number): number {
+  for (const [start, physical, length] of map) {
+    if (offset >= start && offset + lengthBytes <= start + length) return physical + offset - start;
+  }
+  throw new KernelError("EINVAL", "dma", `offset ${offset} is not contiguous for ${lengthBytes}`);
+}
+
+function toHex(bytes: Uint8Array): string {
+  return Array.from(bytes, (byte) => byte.toString(16).padStart(2, "0")).join("");
+}
+
+function fromHex(text: string): Uint8Array {
+  return Uint8Array.from(text.match(/../g) ?? [], (pair) => Number.parseInt(pair, 16));
+}
