@@ -13,6 +13,7 @@ import { assert } from "../../base/assert.ts";
 import { KernelError } from "../../base/errno.ts";
 import { isIndex } from "../../base/units.ts";
 import { File } from "./file.ts";
+import { describe } from "./user-value.ts";
 
 const COUNTER_BYTES = 8;
 const U32_LAST = 0xffffffff;
@@ -31,9 +32,9 @@ export class Eventfd extends File {
   constructor(initial: number, flags: number) {
     super();
     if (!isIndex(initial, U32_LAST))
-      throw new KernelError("EINVAL", "eventfd", `initial value ${String(initial)} is not a u32`);
+      throw new KernelError("EINVAL", "eventfd", `initial value ${describe(initial)} is not a u32`);
     if (!isIndex(flags, U32_LAST) || (flags & ~(EFD_SEMAPHORE | EFD_CLOEXEC | EFD_NONBLOCK)) !== 0)
-      throw new KernelError("EINVAL", "eventfd", `unknown flags ${String(flags)}`);
+      throw new KernelError("EINVAL", "eventfd", `unknown flags ${describe(flags)}`);
     this.#isSemaphore = (flags & EFD_SEMAPHORE) !== 0;
     this.#low = initial;
   }

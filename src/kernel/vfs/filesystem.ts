@@ -17,6 +17,8 @@ export interface Filesystem {
   readdir(path: string): readonly string[];
   stat(path: string): FileStat;
   statfs(): FilesystemStat;
+  /** The mount goes away. @throws {KernelError} EBUSY while files of it are open */
+  unmount?(): void;
 }
 
 export interface FilesystemStat {
