@@ -14,7 +14,9 @@ export function parseSize(option: string, text: string, min: number, max: number
     throw new UsageError(`${option} ${text}: not a size; write it as 256M, 1G or 1T`);
   const bytes = Number(match[1]) * UNITS[match[2].toUpperCase()];
   if (bytes < min || bytes > max)
-    throw new UsageError(`${option} ${text}: must be from ${formatBytes(min)} to ${formatBytes(max)}`);
+    throw new UsageError(
+      `${option} ${text}: must be from ${formatBytes(min)} to ${formatBytes(max)}`,
+    );
   return bytes;
 }
 

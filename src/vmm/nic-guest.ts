@@ -10,16 +10,26 @@
  * @module
  */
 import {
-  E1000E_CTRL,
-  E1000E_ICR,
-  E1000E_IMS,
-  E1000E_RAL0,
-  E1000E_RCTL,
-  E1000E_RDBAH,
-  E1000E_RDBAL,
-  E1000E_RDH,
-  E1000E_RDLEN,
-  E1000E_RDT,
+  E1000_CTRL,
+  E1000_CTRL_SLU,
+  E1000_DESCRIPTOR_BYTES,
+  E1000_ICR,
+  E1000_ICR_RXO,
+  E1000_ICR_RXT0,
+  E1000_IMS,
+  E1000_RAL0,
+  E1000_RCTL,
+  E1000_RCTL_BAM,
+  E1000_RCTL_EN,
+  E1000_RCTL_SECRC,
+  E1000_RCTL_UPE,
+  E1000_RDBAH,
+  E1000_RDBAL,
+  E1000_RDH,
+  E1000_RDLEN,
+  E1000_RDT,
+  E1000_RXD_STAT_DD,
+  E1000_RXD_STAT_EOP,
 } from "../abi/e1000e.ts";
 import { struct, u32, u64 } from "../abi/struct.ts";
 import { testFrameSequence, verifyTestFrame } from "../abi/test-frame.ts";
@@ -32,7 +42,6 @@ import type { DeviceRegisters, Guest, GuestCounters, GuestMachine } from "./gues
 /** Receive descriptors: a power of two, the ring at least 128-byte aligned. */
 const RING_ADDRESS = 1 * MIB;
 const BUFFERS_ADDRESS = 2 * MIB;
-const DESCRIPTOR_BYTES = 16;
 const BUFFER_BYTES = 2 * KIB;
 /** The register RDLEN has 20 bits, so 32768 descriptors are the largest power of two. */
 const MAX_DESCRIPTORS = 32768;
@@ -45,15 +54,6 @@ const SLOTS_PER_STEP = 4;
 
 /** The least memory that this guest boots in. */
 export const NIC_GUEST_MIN_BYTES = 8 * MIB;
-
-const STATUS_DD = 1;
-const STATUS_EOP = 2;
-const CTRL_SLU = 1 << 6;
-const RCTL_EN = 1 << 1;
-const RCTL_UPE = 1 << 3;
-const RCTL_BAM = 1 << 15;
-const ICR_RXT0 = 1 << 7;
-const ICR_RXO = 1 << 6;
 
 const REGISTERS_VERSION = 1;
 /** What `save` returns. */
@@ -109,7 +109,7 @@ class NicGuest implements Guest {
       );
     if (registers === null) {
       this.#descriptors = ringSize(machine.memory.lengthBytes);
-      this.#nicId = this.#device.read32(E1000E_RAL0);
+      this.#nicId = this.#device.read32(E1000_RAL0);
     } else {
       if (registers.length !== REGISTERS.sizeBytes)
         throw new KernelError("EIO", "restore", `${registers.length} bytes of guest registers`);
@@ -185,34 +185,34 @@ class NicGuest implements Guest {
   shutDown(): void {
     this.#shuttingDown = true;
     // The link goes down first: what was sent before is in memory or in the ring's order to come.
-    this.#device.write32(E1000E_CTRL, this.#device.read32(E1000E_CTRL) & ~CTRL_SLU);
+    this.#device.write32(E1000_CTRL, this.#device.read32(E1000_CTRL) & ~E1000_CTRL_SLU);
   }
 
   #boot(): void {
     for (let slot = 0; slot < SLOTS; slot++) this.#writeSlot(slot, 0);
     for (let i = 0; i < this.#descriptors; i++) this.#initDescriptor(i);
-    const ringBytes = this.#descriptors * DESCRIPTOR_BYTES;
+    const ringBytes = this.#descriptors * E1000_DESCRIPTOR_BYTES;
     const ring = this.#machine.dmaAddress(RING_ADDRESS, ringBytes);
     const device = this.#device;
-    device.write32(E1000E_RDBAL, ring % 2 ** 32);
-    device.write32(E1000E_RDBAH, Math.floor(ring / 2 ** 32));
-    device.write32(E1000E_RDLEN, ringBytes);
-    device.write32(E1000E_RDH, 0);
+    device.write32(E1000_RDBAL, ring % 2 ** 32);
+    device.write32(E1000_RDBAH, Math.floor(ring / 2 ** 32));
+    device.write32(E1000_RDLEN, ringBytes);
+    device.write32(E1000_RDH, 0);
     // Head == tail is an empty ring, so one descriptor always stays ours.
-    device.write32(E1000E_RDT, this.#descriptors - 1);
-    device.write32(E1000E_IMS, ICR_RXT0 | ICR_RXO);
-    device.write32(E1000E_RCTL, RCTL_EN | RCTL_UPE | RCTL_BAM);
-    device.write32(E1000E_CTRL, device.read32(E1000E_CTRL) | CTRL_SLU);
+    device.write32(E1000_RDT, this.#descriptors - 1);
+    device.write32(E1000_IMS, E1000_ICR_RXT0 | E1000_ICR_RXO);
+    device.write32(E1000_RCTL, E1000_RCTL_EN | E1000_RCTL_UPE | E1000_RCTL_BAM | E1000_RCTL_SECRC);
+    device.write32(E1000_CTRL, device.read32(E1000_CTRL) | E1000_CTRL_SLU);
   }
 
   /** Takes what has arrived, at most {@link FRAMES_PER_STEP} frames. */
   #receive(): number {
     let frames = 0;
     while (frames < FRAMES_PER_STEP) {
-      const descriptor = RING_ADDRESS + this.#next * DESCRIPTOR_BYTES;
+      const descriptor = RING_ADDRESS + this.#next * E1000_DESCRIPTOR_BYTES;
       // The atomic load orders everything after it: the device set DD last.
       const status = this.#memory.load32(descriptor + 12) & 0xff;
-      if ((status & STATUS_DD) === 0) break;
+      if ((status & E1000_RXD_STAT_DD) === 0) break;
       const lengthBytes = this.#memory.get32(descriptor + 8) & 0xffff;
       this.#check(BUFFERS_ADDRESS + this.#next * BUFFER_BYTES, lengthBytes, status);
       this.#recycle(this.#next);
@@ -221,15 +221,15 @@ class NicGuest implements Guest {
     }
     if (frames > 0) {
       // Reading the cause acknowledges the interrupt; the ring was looked at before, so look again next step.
-      this.#device.read32(E1000E_ICR);
+      this.#device.read32(E1000_ICR);
       const tail = (this.#next + this.#descriptors - 1) % this.#descriptors;
-      this.#device.write32(E1000E_RDT, tail);
+      this.#device.write32(E1000_RDT, tail);
     }
     return frames;
   }
 
   #check(address: number, lengthBytes: number, status: number): void {
-    const whole = (status & STATUS_EOP) !== 0 && lengthBytes <= BUFFER_BYTES;
+    const whole = (status & E1000_RXD_STAT_EOP) !== 0 && lengthBytes <= BUFFER_BYTES;
     const frame = this.#memory.bytes(address, whole ? lengthBytes : 0);
     if (!whole || verifyTestFrame(frame, 0, lengthBytes, this.#nicId) !== "") {
       this.#corrupt++;
@@ -251,14 +251,14 @@ class NicGuest implements Guest {
   /** Fills in a descriptor; the device leaves the buffer's address alone, so once is enough. */
   #initDescriptor(index: number): void {
     const buffer = this.#machine.dmaAddress(BUFFERS_ADDRESS + index * BUFFER_BYTES, BUFFER_BYTES);
-    const descriptor = RING_ADDRESS + index * DESCRIPTOR_BYTES;
+    const descriptor = RING_ADDRESS + index * E1000_DESCRIPTOR_BYTES;
     this.#memory.set32(descriptor, buffer % 2 ** 32);
     this.#memory.set32(descriptor + 4, Math.floor(buffer / 2 ** 32));
     this.#recycle(index);
   }
 
   #recycle(index: number): void {
-    const descriptor = RING_ADDRESS + index * DESCRIPTOR_BYTES;
+    const descriptor = RING_ADDRESS + index * E1000_DESCRIPTOR_BYTES;
     this.#memory.set32(descriptor + 8, 0);
     // DD goes before the tail register is written: the device owns the descriptor only then.
     this.#memory.store32(descriptor + 12, 0);
@@ -302,10 +302,7 @@ class NicGuest implements Guest {
 /** Buffers take at most a quarter of memory. */
 function ringSize(memoryBytes: number): number {
   let descriptors = MIN_DESCRIPTORS;
-  while (
-    descriptors < MAX_DESCRIPTORS &&
-    2 * descriptors * BUFFER_BYTES <= memoryBytes / 4
-  )
+  while (descriptors < MAX_DESCRIPTORS && 2 * descriptors * BUFFER_BYTES <= memoryBytes / 4)
     descriptors *= 2;
   return descriptors;
 }

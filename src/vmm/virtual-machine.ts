@@ -14,8 +14,8 @@ import { EFD_NONBLOCK, O_CREAT, O_EXCL, O_RDWR } from "../abi/uapi/fs.ts";
 import { VFIO_PCI_LUO_COMPATIBLE } from "../abi/vfio-luo.ts";
 import { isKernelError, KernelError } from "../base/errno.ts";
 import { withUndo } from "../base/undo.ts";
-import type { Host } from "../host/host.ts";
 import { fiemap } from "../host/fiemap.ts";
+import type { Host } from "../host/host.ts";
 import * as iommufd from "../host/iommufd.ts";
 import * as liveupdate from "../host/liveupdate.ts";
 import { MappedMemory } from "../host/mapped-memory.ts";
@@ -242,7 +242,8 @@ export class VirtualMachine implements RestoredVm {
         label: spec.noiommu ? "without IOMMU" : `HWPT token ${chain.hwptToken}`,
         bytes: 0,
         compatible: IOMMUFD_LUO_COMPATIBLE,
-        blocker: this.#deviceId === null ? "still on the previous kernel's translations" : unfinished,
+        blocker:
+          this.#deviceId === null ? "still on the previous kernel's translations" : unfinished,
       },
       {
         kind: "device",

@@ -1,0 +1,114 @@
+/**
+ * What the demo's userspace tells over the serial line, one JSON object a line, and what it is told on the kernel's
+ * command line.
+ * @module
+ */
+import { KernelError } from "../../base/errno.ts";
+
+export type DemoEvent =
+  | {
+      readonly event: "boot";
+      readonly release: string;
+      readonly update: number;
+      readonly atNs: number;
+    }
+  | {
+      readonly event: "phase";
+      readonly update: number;
+      readonly name: string;
+      readonly startNs: number;
+      readonly endNs: number;
+    }
+  | {
+      readonly event: "restored";
+      readonly update: number;
+      readonly vm: string;
+      readonly blackoutNs: number;
+      readonly guestBytesCopied: number;
+    }
+  | {
+      readonly event: "failure";
+      readonly update: number;
+      readonly vm: string;
+      readonly phase: string;
+      readonly message: string;
+    }
+  | {
+      readonly event: "handover";
+      readonly update: number;
+      readonly bytes: number;
+      readonly guestBytes: number;
+    }
+  | { readonly event: "progress"; readonly update: number; readonly received: number }
+  | { readonly event: "vm"; readonly vm: VmReport }
+  | { readonly event: "leaks"; readonly leaks: Leaks };
+
+export interface VmReport {
+  readonly name: string;
+  /** Which NIC of the machine is assigned to it. */
+  readonly nic: number;
+  readonly memoryBytes: number;
+  readonly received: number;
+  readonly lost: number;
+  readonly corrupt: number;
+  readonly dirtied: number;
+  /** What the guest's own audit found wrong. */
+  readonly problems: readonly string[];
+}
+
+export interface Leaks {
+  readonly pages: number;
+  readonly pins: number;
+  readonly domains: number;
+}
+
+/** What the demo's userspace is to do. */
+export interface DemoPlan {
+  readonly vms: number;
+  readonly memoryBytes: number;
+  readonly updates: number;
+  /** How long the VMs run before the first update and after each, in nanoseconds of the machine's clock. */
+  readonly runNs: number;
+  /** Paths of the images to jump to, one after the other. */
+  readonly images: readonly string[];
+}
+
+/** The plan as kernel command line words; the kernel ignores what it does not know. */
+export function planToCommandLine(plan: DemoPlan): string {
+  return [
+    `demo.vms=${plan.vms}`,
+    `demo.memory=${plan.memoryBytes}`,
+    `demo.updates=${plan.updates}`,
+    `demo.run=${plan.runNs}`,
+    `demo.images=${plan.images.join(",")}`,
+  ].join(" ");
+}
+
+/** @throws {KernelError} EINVAL when a word is missing or malformed */
+export function planFromCommandLine(commandLine: string): DemoPlan {
+  const words = new Map(
+    commandLine.split(" ").map((word) => {
+      const at = word.indexOf("=");
+      return at < 0 ? ([word, ""] as const) : ([word.slice(0, at), word.slice(at + 1)] as const);
+    }),
+  );
+  const text = (name: string) => {
+    const value = words.get(`demo.${name}`);
+    if (value === undefined)
+      throw new KernelError("EINVAL", "demo", `no demo.${name} on the command line`);
+    return value;
+  };
+  const count = (name: string) => {
+    const value = Number(text(name));
+    if (!Number.isSafeInteger(value) || value < 0)
+      throw new KernelError("EINVAL", "demo", `demo.${name}=${text(name)} is not a count`);
+    return value;
+  };
+  return {
+    vms: count("vms"),
+    memoryBytes: count("memory"),
+    updates: count("updates"),
+    runNs: count("run"),
+    images: text("images").split(","),
+  };
+}

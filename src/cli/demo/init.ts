@@ -1,0 +1,183 @@
+/**
+ * The demo's userspace: the first and only process of each of its kernels.
+ *
+ * On a cold boot it makes the VMs; after an update it brings them back; in between it runs them. When the updates that
+ * were asked for are done it stops the guests, audits them, takes everything down and reports.
+ * @module
+ */
+
+import { LINUX_REBOOT_CMD_POWER_OFF } from "../../abi/uapi/reboot.ts";
+import { Agent } from "../../agent/agent.ts";
+import type { Journal } from "../../agent/journal.ts";
+import { isKernelError, KernelError } from "../../base/errno.ts";
+import type { Host } from "../../host/host.ts";
+import { readTextFile } from "../../host/read-file.ts";
+import { bootNicGuest } from "../../vmm/nic-guest.ts";
+import { VirtualMachine } from "../../vmm/virtual-machine.ts";
+import { type DemoEvent, type DemoPlan, planFromCommandLine } from "./events.ts";
+
+const STORE = "guests";
+const MOUNT_POINT = "/mnt/guests";
+/** Sleep between steps when no guest has work. */
+const IDLE_NS = 200_000;
+/** Steps of all guests between two steps of the restoration that are off the critical path. */
+const STEPS_BETWEEN = 16;
+/** How long the rings may take to run dry at the end. */
+const DRAIN_NS = 2_000_000_000;
+
+/** Runs until the kernel ends. */
+export function demoInit(host: Host): never {
+  const plan = planFromCommandLine(host.commandLine);
+  const say = (event: DemoEvent) => host.print(JSON.stringify(event));
+  const observe = (phase: { update: number; name: string; startNs: number; endNs: number }) =>
+    say({ event: "phase", ...phase });
+
+  const atNs = host.clockNs();
+  const taken = Agent.takeOver(host, observe);
+  const agent = taken?.agent ?? Agent.start(host, observe);
+  say({ event: "boot", release: host.release, update: agent.updates, atNs });
+  mountStore(host);
+  const vms = taken === null ? createVms(host, plan) : restoreVms(host, agent, taken.journal, say);
+  sayHandover(host, agent, say);
+
+  runFor(host, vms, plan.runNs);
+  if (agent.updates < plan.updates) {
+    const image = plan.images[agent.updates % plan.images.length];
+    try {
+      agent.update(vms, image, host.commandLine);
+    } catch (error) {
+      // Whatever else is thrown ends this kernel: the jump itself, or a bug.
+      if (!(error instanceof KernelError)) throw error;
+      say({
+        event: "failure",
+        update: agent.updates + 1,
+        vm: "",
+        phase: "update",
+        message: error.message,
+      });
+    }
+  }
+  return finishDemo(host, vms, say);
+}
+
+function mountStore(host: Host): void {
+  try {
+    host.mkdir(MOUNT_POINT);
+  } catch (error) {
+    if (!isKernelError(error, "EEXIST")) throw error;
+  }
+  host.mount(STORE, MOUNT_POINT, "memfs", "");
+}
+
+function createVms(host: Host, plan: DemoPlan): VirtualMachine[] {
+  const devices = host.readdir("/dev/vfio/devices");
+  const vms: VirtualMachine[] = [];
+  for (const device of devices) {
+    if (vms.length === plan.vms) break;
+    const name = `vm${vms.length}`;
+    try {
+      vms.push(
+        VirtualMachine.create(
+          host,
+          {
+            name,
+            memoryPath: `${MOUNT_POINT}/${name}`,
+            memoryBytes: plan.memoryBytes,
+            devicePath: `/dev/vfio/devices/${device}`,
+            noiommu: false,
+          },
+          bootNicGuest,
+        ),
+      );
+    } catch (error) {
+      // Not every function is a NIC; those that the guest does not know are left alone.
+      if (!isKernelError(error, "ENODEV")) throw error;
+    }
+  }
+  if (vms.length < plan.vms)
+    throw new KernelError("ENODEV", "demo", `${vms.length} NICs for ${plan.vms} VMs`);
+  return vms;
+}
+
+function restoreVms(
+  host: Host,
+  agent: Agent,
+  journal: Journal,
+  say: (event: DemoEvent) => void,
+): VirtualMachine[] {
+  const opened: VirtualMachine[] = [];
+  const result = agent.restore(
+    journal,
+    (session) => {
+      const vm = VirtualMachine.restore(host, session, bootNicGuest);
+      opened.push(vm);
+      return vm;
+    },
+    (vms) => {
+      for (let i = 0; i < STEPS_BETWEEN; i++) for (const vm of vms) vm.step();
+    },
+  );
+  for (const { vm, phase, error } of result.failures)
+    say({ event: "failure", update: agent.updates, vm, phase, message: error.message });
+  for (const vm of opened) {
+    const blackoutNs = result.blackoutNs.get(vm.name);
+    if (blackoutNs === undefined) continue;
+    say({
+      event: "restored",
+      update: agent.updates,
+      vm: vm.name,
+      blackoutNs,
+      guestBytesCopied: vm.guestBytesMoved,
+    });
+  }
+  return opened.filter((vm) => result.blackoutNs.has(vm.name));
+}
+
+function runFor(host: Host, vms: readonly VirtualMachine[], durationNs: number): void {
+  const endNs = host.clockNs() + durationNs;
+  while (host.clockNs() < endNs) {
+    let busy = false;
+    for (const vm of vms) if (vm.step()) busy = true;
+    if (!busy) host.sleep(IDLE_NS);
+  }
+}
+
+function sayHandover(host: Host, agent: Agent, say: (event: DemoEvent) => void): void {
+  if (agent.updates === 0) return;
+  const { handover } = JSON.parse(readTextFile(host, "/sys/kernel/debug/holdfast")) as {
+    handover: { bytes: number; guestBytes: number };
+  };
+  say({ event: "handover", update: agent.updates, ...handover });
+}
+
+/** Stops the guests, lets the rings run dry, audits, takes everything down, counts what is left. */
+function finishDemo(
+  host: Host,
+  vms: readonly VirtualMachine[],
+  say: (event: DemoEvent) => void,
+): never {
+  for (const vm of vms) vm.guest.shutDown();
+  const endNs = host.clockNs() + DRAIN_NS;
+  for (let idle = 0; idle < 3 && host.clockNs() < endNs; ) {
+    let busy = false;
+    for (const vm of vms) if (vm.step()) busy = true;
+    idle = busy ? 0 : idle + 1;
+    if (!busy) host.sleep(IDLE_NS);
+  }
+  for (const vm of vms) {
+    say({
+      event: "vm",
+      vm: {
+        name: vm.name,
+        nic: 0,
+        memoryBytes: vm.memoryBytes,
+        ...vm.guest.counters,
+        problems: vm.guest.audit(),
+      },
+    });
+    vm.destroy();
+  }
+  const { leaks } = JSON.parse(readTextFile(host, "/sys/kernel/debug/holdfast"));
+  say({ event: "leaks", leaks });
+  return host.reboot(LINUX_REBOOT_CMD_POWER_OFF);
+}
