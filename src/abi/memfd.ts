@@ -6,7 +6,8 @@
  * Source: Linux 7.3 include/linux/kho/abi/memfd.h, kexec_handover.h (struct kho_vmalloc)
  * @module
  */
-import { struct, u16, u32, u64, type ValueOf } from "./struct.ts";
+import { KHO_VMALLOC } from "./kho-vmalloc.ts";
+import { struct, u32, u64, type ValueOf } from "./struct.ts";
 import type { WordReader, WordWriter } from "./words.ts";
 
 /** Name of the file handler. */
@@ -20,7 +21,6 @@ export const MEMFD_LUO_FOLIO_UPTODATE = 2;
 /** Seals that this version can carry: F_SEAL_SEAL, SHRINK, GROW, WRITE, FUTURE_WRITE, EXEC. */
 export const MEMFD_LUO_ALL_SEALS = 0x3f;
 
-/** The main structure; the last four fields are `struct kho_vmalloc`. */
 export const MEMFD_LUO_SER = struct("memfd_luo_ser", {
   /** File position. */
   pos: u64,
@@ -31,18 +31,13 @@ export const MEMFD_LUO_SER = struct("memfd_luo_ser", {
   flags: u32,
   /** Entries of the folio array. 0 for an empty file, and then there is no array. */
   nr_folios: u64,
-  /** First chunk of the array's pages, or 0. */
-  folios_first: u64,
-  folios_total_pages: u32,
-  folios_flags: u16,
-  folios_order: u16,
+  /** The array's pages. */
+  folios: KHO_VMALLOC,
 });
 export type MemfdLuoSer = ValueOf<typeof MEMFD_LUO_SER>;
 
 /** Bytes of a `struct memfd_luo_folio_ser`: { u64 pfn:52, flags:12; u64 index }. */
 export const MEMFD_LUO_FOLIO_SER_BYTES = 16;
-/** Entries in one page of the array; none crosses a page. */
-export const MEMFD_LUO_FOLIOS_PER_PAGE = 4096 / MEMFD_LUO_FOLIO_SER_BYTES;
 
 /** Writes one entry; `pfn` and `index` are numbers of 4 KiB pages. */
 export function writeMemfdFolio(

@@ -12,6 +12,3 @@ export const LINUX_REBOOT_CMD_KEXEC = 0x45584543;
 /** Resets the machine through firmware. */
 export const LINUX_REBOOT_CMD_RESTART = 0x01234567;
 export const LINUX_REBOOT_CMD_HALT = 0xcdef0123;
-
-/** Bytes of a kernel's command line with its NUL: arch/x86/include/asm/setup.h. */
-export const COMMAND_LINE_SIZE = 2048;

@@ -49,7 +49,7 @@ export interface FileHandler<D = unknown> {
   unpreserve(args: PreserveArgs & { readonly data: bigint }): void;
   /** Last look before the jump; may hand over another `data`. A failure unwinds all. */
   freeze?(args: PreserveArgs & { readonly data: bigint }): bigint;
-  /** Undoes `freeze`. Must not fail. */
+  /** Undoes `freeze`, of which `data` is the result; afterwards what `preserve` returned counts again. Must not fail. */
   unfreeze?(args: PreserveArgs & { readonly data: bigint }): void;
   /**
    * Reads and checks what the previous kernel handed over, and claims all its pages. Runs at boot, before any
@@ -58,11 +58,17 @@ export interface FileHandler<D = unknown> {
    * @throws {HandoverError}
    */
   decode(incoming: IncomingMemory, data: bigint, field: string): D;
-  /** Makes the open file, with one reference for the caller. @throws {KernelError} what RETRIEVE_FD then returns, for ever */
+  /**
+   * Makes the open file, with one reference for the caller. A failure leaves `data` as it was, for `finish`.
+   * @throws {KernelError} what RETRIEVE_FD then returns, for ever
+   */
   retrieve(args: { readonly session: SessionView; readonly data: D; readonly token: bigint }): File;
   /** Whether the session may be finished. Default yes. */
   canFinish?(args: { readonly data: D; readonly file: File | null }): boolean;
-  /** The session is finished. A file that nobody retrieved (null) is discarded: its preserved pages are freed. */
+  /**
+   * The session is finished. A file that nobody retrieved, or whose retrieval failed (null), is discarded: its
+   * preserved pages are freed. Must not fail.
+   */
   finish(args: { readonly data: D; readonly file: File | null }): void;
 }
 
@@ -75,11 +81,20 @@ export interface FileLifecycleBound<D = unknown> {
   unpreserve(data: bigint): void;
   /** After all files are frozen: last changes to what is handed over. @returns the u64 to hand over */
   freeze?(data: bigint): bigint;
+  /** Undoes `freeze`, of which `data` is the result; afterwards what `preserve` returned counts again. Must not fail. */
   unfreeze?(data: bigint): void;
   /** As {@link FileHandler.decode}; runs before the decoders of files. @throws {HandoverError} */
   decode(incoming: IncomingMemory, data: bigint, field: string): D;
   /** After the whole handover was found good, at boot, before any device is used: adopt it. */
   adopt(data: D): void;
-  /** The last incoming file that needed it is finished. */
+  /** The last incoming file that needed it is finished. Must not fail. */
   finish(data: D): void;
+}
+
+/** Something that the next kernel must know to read what is preserved now. */
+export interface HandoverRequirement {
+  /** The format's `compatible` string. */
+  readonly compatible: string;
+  /** What uses it, for messages: "session \"vm0\" token 0x2". */
+  readonly neededBy: string;
 }
