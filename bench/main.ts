@@ -1,0 +1,14 @@
+/**
+ * `npm run bench`: every promise about speed and size, as a ratio with something measured beside it.
+ *
+ * Exit status 1 when one is missed.
+ * @module
+ */
+import { mapRows, walkRows } from "./page-tables.ts";
+import { referenceRates } from "./reference.ts";
+import { printSection } from "./report.ts";
+
+const reference = referenceRates(300);
+let ok = printSection("(a) page tables: entries mapped and unmapped", mapRows(reference));
+ok = printSection("(b) translations: random addresses walked", walkRows(reference)) && ok;
+process.exitCode = ok ? 0 : 1;
