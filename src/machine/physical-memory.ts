@@ -208,11 +208,14 @@ export class Ram implements PhysicalMemory {
     Atomics.add(this.#fence, 0, 1);
   }
 
+  /** Zeroing passes over what nothing was ever stored to: it is zero, and stays without backing. */
   fill(pa: number, lengthBytes: number, value: number): void {
     for (let done = 0; done < lengthBytes; ) {
-      const piece = this.#mapped(pa + done, pieceBytes(pa + done, lengthBytes - done));
-      piece.fill(value);
-      done += piece.length;
+      const start = pa + done;
+      const bytes = pieceBytes(start, lengthBytes - done);
+      if (value !== 0) this.#mapped(start, bytes).fill(value);
+      else this.#zeroTouched(start, bytes);
+      done += bytes;
     }
   }
 
@@ -251,6 +254,15 @@ export class Ram implements PhysicalMemory {
     const bytes = this.#bytes[Math.floor(pa / WINDOW_BYTES)];
     if (bytes === undefined) outside(pa);
     return bytes.subarray(offset, offset + lengthBytes);
+  }
+
+  #zeroTouched(pa: number, lengthBytes: number): void {
+    const bytes = this.#bytesAt(pa, lengthBytes);
+    for (let done = 0; done < lengthBytes; ) {
+      const end = Math.min(lengthBytes, done + touchPieceBytes(pa + done));
+      if (this.isTouched(pa + done)) bytes.fill(0, done, end);
+      done = end;
+    }
   }
 
   #wordsAt(pa: number): Uint32Array<SharedArrayBuffer> {
@@ -344,9 +356,15 @@ export class ObservedRam extends Ram {
   }
 
   override fill(pa: number, lengthBytes: number, value: number): void {
-    for (let done = 0; done < lengthBytes; done += PAGE_SIZE) {
-      this.#beforeStore(pa + done);
-      super.fill(pa + done, Math.min(PAGE_SIZE, lengthBytes - done), value);
+    for (let done = 0; done < lengthBytes; ) {
+      const at = pa + done;
+      // What zeroing passes over is not stored to: nothing to tell.
+      const isSkipped = value === 0 && this.contains(at, 1) && !this.isTouched(at);
+      const pieceEnd = isSkipped ? touchPieceBytes(at) : PAGE_SIZE;
+      const bytes = Math.min(pieceEnd, lengthBytes - done);
+      if (!isSkipped) this.#beforeStore(at);
+      super.fill(at, bytes, value);
+      done += bytes;
     }
   }
 
@@ -360,6 +378,11 @@ export class ObservedRam extends Ram {
 
 function pieceBytes(pa: number, lengthBytes: number): number {
   return Math.min(lengthBytes, WINDOW_BYTES - (pa % WINDOW_BYTES));
+}
+
+/** Bytes from `pa` to the end of the 2 MiB of which it is known whether they were touched. */
+function touchPieceBytes(pa: number): number {
+  return TOUCH_BYTES - (pa % TOUCH_BYTES);
 }
 
 function outside(pa: number): never {

@@ -1,0 +1,267 @@
+/**
+ * The previous kernel's handover, read and checked as a whole before anything else happens.
+ *
+ * Why a copy: the tree's nodes are ordinary memory, not preserved; once it is read into sorted arrays, they may be
+ * given out, and nothing has to be freed.
+ * Lifecycle: 1. `read` checks scratch, FDT and tree. 2. Decoders claim what they name. 3. The page allocator
+ * keeps the blocks reserved. 4. `takeOver` gives a block to its owner in this kernel, once.
+ * Cost: by preserved blocks; a terabyte in 1 GiB blocks is 1024 of them.
+ * Source: Linux 7.3 kernel/liveupdate/kexec_handover.c kho_populate, kho_mem_retrieve, kho_restore_page
+ * Invariants: blocks overlap neither one another nor scratch nor the tree's nodes.
+ * @module
+ */
+
+import { HandoverError } from "../../abi/handover-error.ts";
+import {
+  type KexecMetadata,
+  KHO_METADATA_NODE_NAME,
+  readKexecMetadata,
+} from "../../abi/kexec-metadata.ts";
+import { type KhoSubtree, readKhoFdt, readScratch } from "../../abi/kho.ts";
+import { walkRadixTree } from "../../abi/kho-radix.ts";
+import { ByteWords, type WordReader } from "../../abi/words.ts";
+import { hex, isAligned, isIndex, MAX_ORDER, orderBytes, PAGE_SIZE } from "../../base/units.ts";
+import type { KhoBootParameters, PhysicalMemory } from "../../machine/machine.ts";
+import type { BlockList } from "../mm/buddy-allocator.ts";
+import type { IncomingMemory } from "./incoming.ts";
+import { Scratch } from "./scratch.ts";
+
+const MAP = "preserved-memory-map";
+
+/** What the previous kernel preserved, and who has it now. */
+export class IncomingHandover implements IncomingMemory {
+  readonly memory: WordReader;
+  readonly scratch: Scratch;
+  /** In the order in which the previous kernel added them. */
+  readonly subtrees: readonly KhoSubtree[];
+  /** Null when the previous kernel left none, as upstream allows. */
+  readonly metadata: KexecMetadata | null;
+  /** Pages of the handover's own, of order 0: this kernel has read them and may free them. */
+  readonly ownPages: readonly number[];
+  readonly #ram: PhysicalMemory;
+  readonly #blocks: SortedBlocks;
+  readonly #runs: Float64Array;
+  /** Field that has claimed a block, by the block's index. */
+  readonly #claimedBy = new Map<number, string>();
+  readonly #taken: Uint8Array;
+  #untakenPages = 0;
+
+  /**
+   * @param parameters - untrusted
+   * @throws {HandoverError} when anything about scratch, FDT, metadata or tree is wrong. Nothing is changed.
+   */
+  static read(memory: PhysicalMemory, parameters: KhoBootParameters): IncomingHandover {
+    return new IncomingHandover(memory, parameters);
+  }
+
+  private constructor(memory: PhysicalMemory, parameters: KhoBootParameters) {
+    this.memory = memory;
+    this.#ram = memory;
+    this.scratch = new Scratch(
+      readScratch(memory, parameters.scratchAddress, parameters.scratchSizeBytes),
+    );
+    const fdt = readKhoFdt(memory, parameters.fdtAddress, parameters.fdtSizeBytes);
+    this.subtrees = fdt.subtrees;
+
+    const { blocks, nodes } = readTree(memory, fdt.memoryMapPa);
+    this.#blocks = blocks;
+    refuseOverlaps(blocks, nodes, this.scratch);
+    this.#runs = mergeRuns(blocks);
+    this.#taken = new Uint8Array(blocks.count);
+    for (let i = 0; i < blocks.count; i++) this.#untakenPages += 2 ** blocks.order(i);
+
+    this.claim(parameters.fdtAddress, 0, "kho_data.fdt_addr");
+    const ownPages = [parameters.fdtAddress];
+    const subtree = this.subtree(KHO_METADATA_NODE_NAME);
+    this.metadata = subtree === null ? null : this.#readMetadata(subtree);
+    if (subtree !== null) ownPages.push(subtree.pa);
+    this.ownPages = ownPages;
+  }
+
+  /** All preserved blocks, sorted by address: for the page allocator to keep off. */
+  get blocks(): BlockList {
+    return this.#blocks;
+  }
+
+  /** A blob that the previous kernel named. Its bytes lie in RAM; nothing else about it is known. */
+  subtree(name: string): KhoSubtree | null {
+    return this.subtrees.find((candidate) => candidate.name === name) ?? null;
+  }
+
+  isPreserved(pa: number, lengthBytes: number): boolean {
+    if (!(pa >= 0 && lengthBytes >= 0)) return false;
+    // Runs are start, end, start, end: pa lies in one if the last boundary not above it is a start.
+    let low = 0;
+    let high = this.#runs.length;
+    while (low < high) {
+      const middle = (low + high) >>> 1;
+      if (this.#runs[middle] <= pa) low = middle + 1;
+      else high = middle;
+    }
+    return low % 2 === 1 && pa + lengthBytes <= this.#runs[low];
+  }
+
+  preservedOrder(pa: number): number | null {
+    const index = this.#blocks.find(pa);
+    return index < 0 ? null : this.#blocks.order(index);
+  }
+
+  claim(pa: number, order: number, field: string): void {
+    if (!isIndex(order, MAX_ORDER))
+      throw new HandoverError(field, `order ${order} is not 0 to ${MAX_ORDER}`);
+    if (!(pa >= 0) || !isAligned(pa, orderBytes(order)))
+      throw new HandoverError(field, `${hex(pa)} is not aligned to order ${order}`);
+    if (!this.#ram.contains(pa, orderBytes(order)))
+      throw new HandoverError(field, `${hex(pa)} is not in RAM`);
+    const index = this.#blocks.find(pa);
+    if (index < 0) throw new HandoverError(field, `${hex(pa)} is not preserved`);
+    if (this.#blocks.order(index) !== order)
+      throw new HandoverError(
+        field,
+        `${hex(pa)} was preserved with order ${this.#blocks.order(index)}, not ${order}`,
+      );
+    const other = this.#claimedBy.get(index);
+    if (other !== undefined)
+      throw new HandoverError(field, `${hex(pa)} is claimed by ${other} already`);
+    this.#claimedBy.set(index, field);
+  }
+
+  /** 4 KiB pages in blocks that no decoder has claimed. */
+  unclaimedPages(): number {
+    let pages = 0;
+    for (let i = 0; i < this.#blocks.count; i++)
+      if (!this.#claimedBy.has(i)) pages += 2 ** this.#blocks.order(i);
+    return pages;
+  }
+
+  /**
+   * Marks a block as taken over by its owner in this kernel.
+   * @returns false when it is not exactly a preserved block, or was taken before
+   */
+  takeOver(pa: number, order: number): boolean {
+    const index = this.#blocks.find(pa);
+    if (index < 0 || this.#blocks.order(index) !== order || this.#taken[index] !== 0) return false;
+    this.#taken[index] = 1;
+    this.#untakenPages -= 2 ** order;
+    return true;
+  }
+
+  /** 4 KiB pages in blocks that nobody has taken over. */
+  untakenPages(): number {
+    return this.#untakenPages;
+  }
+
+  #readMetadata({ pa, sizeBytes }: KhoSubtree): KexecMetadata {
+    const field = `fdt:/${KHO_METADATA_NODE_NAME}`;
+    if (sizeBytes > PAGE_SIZE)
+      throw new HandoverError(`${field}.blob-size`, `${sizeBytes} exceeds a page`);
+    this.claim(pa, 0, `${field}.preserved-data`);
+    const bytes = new Uint8Array(sizeBytes);
+    this.#ram.read(pa, bytes);
+    return readKexecMetadata(new ByteWords(bytes), sizeBytes);
+  }
+}
+
+/** Blocks sorted by address, as numbers: frame number times 64 plus order. */
+class SortedBlocks implements BlockList {
+  readonly #packed: Float64Array;
+
+  constructor(packed: Float64Array) {
+    this.#packed = packed.sort();
+  }
+
+  get count(): number {
+    return this.#packed.length;
+  }
+  pa(index: number): number {
+    return Math.floor(this.#packed[index] / 64) * PAGE_SIZE;
+  }
+  order(index: number): number {
+    return this.#packed[index] % 64;
+  }
+  end(index: number): number {
+    return this.pa(index) + orderBytes(this.order(index));
+  }
+
+  /** Index of the first block that starts at `pa` or above. */
+  lowerBound(pa: number): number {
+    let low = 0;
+    let high = this.count;
+    while (low < high) {
+      const middle = (low + high) >>> 1;
+      if (this.pa(middle) < pa) low = middle + 1;
+      else high = middle;
+    }
+    return low;
+  }
+
+  /** Index of the block that starts exactly at `pa`, or -1. */
+  find(pa: number): number {
+    const index = this.lowerBound(pa);
+    return index < this.count && this.pa(index) === pa ? index : -1;
+  }
+
+  /** Index of a block that has a byte of the range, or -1. */
+  findOverlap(pa: number, lengthBytes: number): number {
+    const index = this.lowerBound(pa + lengthBytes) - 1;
+    return index >= 0 && this.end(index) > pa ? index : -1;
+  }
+}
+
+function readTree(
+  memory: PhysicalMemory,
+  root: number,
+): { readonly blocks: SortedBlocks; readonly nodes: readonly number[] } {
+  const ramBytes = memory.ranges.reduce((sum, range) => sum + range.lengthBytes, 0);
+  const nodes: number[] = [];
+  let packed = new Float64Array(1024);
+  let count = 0;
+  let bytes = 0;
+  walkRadixTree(memory, root, {
+    node: (pa) => nodes.push(pa),
+    block: (pa, order) => {
+      if (order > MAX_ORDER)
+        throw new HandoverError(MAP, `block ${hex(pa)} has order ${order}, above ${MAX_ORDER}`);
+      // Blocks that do not overlap cannot exceed RAM: a tree of nonsense ends here, not in a full heap.
+      bytes += orderBytes(order);
+      if (bytes > ramBytes) throw new HandoverError(MAP, "blocks exceed all RAM");
+      if (count === packed.length) {
+        const larger = new Float64Array(2 * count);
+        larger.set(packed);
+        packed = larger;
+      }
+      packed[count++] = (pa / PAGE_SIZE) * 64 + order;
+    },
+  });
+  return { blocks: new SortedBlocks(packed.slice(0, count)), nodes };
+}
+
+function refuseOverlaps(blocks: SortedBlocks, nodes: readonly number[], scratch: Scratch): void {
+  const name = (index: number) => `block ${hex(blocks.pa(index))} of order ${blocks.order(index)}`;
+  for (let i = 1; i < blocks.count; i++)
+    if (blocks.end(i - 1) > blocks.pa(i))
+      throw new HandoverError(MAP, `${name(i)} overlaps ${name(i - 1)}`);
+  scratch.areas.forEach((area, index) => {
+    const block = area.size === 0 ? -1 : blocks.findOverlap(area.addr, area.size);
+    if (block >= 0) throw new HandoverError(MAP, `${name(block)} overlaps kho_scratch[${index}]`);
+  });
+  for (const node of nodes) {
+    const block = blocks.findOverlap(node, PAGE_SIZE);
+    if (block >= 0)
+      throw new HandoverError(MAP, `${name(block)} overlaps the tree's node ${hex(node)}`);
+    if (scratch.overlaps(node, PAGE_SIZE))
+      throw new HandoverError(MAP, `the tree's node ${hex(node)} lies in scratch`);
+  }
+}
+
+/** Boundaries of the runs of adjacent blocks: start, end, start, end. */
+function mergeRuns(blocks: SortedBlocks): Float64Array {
+  const runs = new Float64Array(2 * blocks.count);
+  let length = 0;
+  for (let i = 0; i < blocks.count; i++) {
+    if (length > 0 && runs[length - 1] === blocks.pa(i)) length--;
+    else runs[length++] = blocks.pa(i);
+    runs[length++] = blocks.end(i);
+  }
+  return runs.slice(0, length);
+}
