@@ -4,6 +4,8 @@
  * Why: a typed array has a length limit, and a machine of 1 TiB must cost what it uses. A naturally aligned page
  * of any order up to 1 GiB lies in one window. Threads share the windows by {@link Ram.shared}.
  * What was ever stored to is known per 2 MiB, so that a kexec can scribble over all of a large machine.
+ * Limit: words are checked against their window, not against ranges, so a hole below other RAM of the same GiB is
+ * not noticed; the embedded machine's address map has no such hole. Byte copies and views are checked exactly.
  * @module
  */
 import { assert, BugError } from "../base/assert.ts";
