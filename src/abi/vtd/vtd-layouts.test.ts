@@ -207,34 +207,40 @@ test("CAP and ECAP have the places of §11.4.2 and §11.4.3", () => {
   assert.equal(ecap.iotlbOffset, 0xf0);
   fc.assert(
     fc.property(
-      fc.record({
-        nd: fc.integer({ min: 0, max: 6 }),
-        rwbf: fc.boolean(),
-        cm: fc.boolean(),
-        sagaw: fc.integer({ min: 0, max: 31 }),
-        mgaw: fc.integer({ min: 1, max: 64 }),
-        faultRecordingOffset: fc.integer({ min: 0, max: 0x3ff }).map((n) => n * 16),
-        sllps: fc.integer({ min: 0, max: 15 }),
-        psi: fc.boolean(),
-        nfr: fc.integer({ min: 1, max: 256 }),
-        mamv: fc.integer({ min: 0, max: 63 }),
-        dwd: fc.boolean(),
-        drd: fc.boolean(),
-      }),
+      fc.record(
+        {
+          nd: fc.integer({ min: 0, max: 6 }),
+          rwbf: fc.boolean(),
+          cm: fc.boolean(),
+          sagaw: fc.integer({ min: 0, max: 31 }),
+          mgaw: fc.integer({ min: 1, max: 64 }),
+          faultRecordingOffset: fc.integer({ min: 0, max: 0x3ff }).map((n) => n * 16),
+          sllps: fc.integer({ min: 0, max: 15 }),
+          psi: fc.boolean(),
+          nfr: fc.integer({ min: 1, max: 256 }),
+          mamv: fc.integer({ min: 0, max: 63 }),
+          dwd: fc.boolean(),
+          drd: fc.boolean(),
+        },
+        { noNullPrototype: true },
+      ),
       (value) => assert.deepEqual(decodeCap(...encodeCap(value)), value),
     ),
   );
   fc.assert(
     fc.property(
-      fc.record({
-        coherent: fc.boolean(),
-        qi: fc.boolean(),
-        dt: fc.boolean(),
-        ir: fc.boolean(),
-        pt: fc.boolean(),
-        sc: fc.boolean(),
-        iotlbOffset: fc.integer({ min: 0, max: 0x3ff }).map((n) => n * 16),
-      }),
+      fc.record(
+        {
+          coherent: fc.boolean(),
+          qi: fc.boolean(),
+          dt: fc.boolean(),
+          ir: fc.boolean(),
+          pt: fc.boolean(),
+          sc: fc.boolean(),
+          iotlbOffset: fc.integer({ min: 0, max: 0x3ff }).map((n) => n * 16),
+        },
+        { noNullPrototype: true },
+      ),
       (value) => assert.deepEqual(decodeEcap(...encodeEcap(value)), value),
     ),
   );
