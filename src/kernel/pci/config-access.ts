@@ -1,0 +1,84 @@
+/**
+ * Config space of all segment groups, by ECAM.
+ * @module
+ */
+import {
+  busOf,
+  ecamOffset,
+  PCI_COMMAND,
+  PCI_COMMAND_MASTER,
+  PCI_DEVFNS_PER_BUS,
+  PCI_HEADER_TYPE,
+  PCI_HEADER_TYPE_MFD,
+  PCI_VENDOR_ID,
+} from "../../abi/pci.ts";
+import { assert } from "../../base/assert.ts";
+import type { Ecam, Mmio } from "../../machine/machine.ts";
+
+/** What a read returns where no function is. */
+const NO_VENDOR = 0xffff;
+
+export class ConfigAccess {
+  readonly ecams: readonly Ecam[];
+  readonly #mmio: Mmio;
+
+  constructor(mmio: Mmio, ecams: readonly Ecam[]) {
+    this.#mmio = mmio;
+    this.ecams = ecams;
+  }
+
+  /** Whether firmware describes an ECAM window with this bus. Safe on any number. */
+  reaches(segment: number, bdf: number): boolean {
+    return this.#find(segment, bdf) !== undefined;
+  }
+
+  /** Whether a bus is the first of its ECAM window, which no bridge leads to. */
+  isRootBus(segment: number, bus: number): boolean {
+    return this.ecams.some((e) => e.segment === segment && e.startBus === bus);
+  }
+
+  read(segment: number, bdf: number, offset: number, size: 1 | 2 | 4): number {
+    return this.#mmio.read(this.#address(segment, bdf, offset), size);
+  }
+
+  write(segment: number, bdf: number, offset: number, size: 1 | 2 | 4, value: number): void {
+    this.#mmio.write(this.#address(segment, bdf, offset), size, value);
+  }
+
+  /** Whether a function answers. */
+  exists(segment: number, bdf: number): boolean {
+    return this.read(segment, bdf, PCI_VENDOR_ID, 2) !== NO_VENDOR;
+  }
+
+  /** The functions of a bus in ascending order. Reads only. */
+  functionsOnBus(segment: number, bus: number): number[] {
+    const found: number[] = [];
+    for (let devfn = 0; devfn < PCI_DEVFNS_PER_BUS; devfn += 8) {
+      const bdf = (bus << 8) | devfn;
+      if (!this.exists(segment, bdf)) continue;
+      found.push(bdf);
+      const isMulti = this.read(segment, bdf, PCI_HEADER_TYPE, 1) & PCI_HEADER_TYPE_MFD;
+      for (let f = 1; isMulti !== 0 && f < 8; f++)
+        if (this.exists(segment, bdf | f)) found.push(bdf | f);
+    }
+    return found;
+  }
+
+  /** Takes bus mastering from a function. Writes only if it has it. */
+  clearBusMaster(segment: number, bdf: number): void {
+    const command = this.read(segment, bdf, PCI_COMMAND, 2);
+    if ((command & PCI_COMMAND_MASTER) !== 0)
+      this.write(segment, bdf, PCI_COMMAND, 2, command & ~PCI_COMMAND_MASTER);
+  }
+
+  #find(segment: number, bdf: number): Ecam | undefined {
+    const bus = busOf(bdf);
+    return this.ecams.find((e) => e.segment === segment && bus >= e.startBus && bus <= e.lastBus);
+  }
+
+  #address(segment: number, bdf: number, offset: number): number {
+    const ecam = this.#find(segment, bdf);
+    assert(ecam !== undefined, `no ECAM for segment ${segment}, bus ${busOf(bdf)}`);
+    return ecam.base + ecamOffset(ecam.startBus, bdf) + offset;
+  }
+}

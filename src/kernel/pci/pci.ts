@@ -1,0 +1,183 @@
+/**
+ * The PCI core: all functions, which of them stay through a live update, and their part of the handover.
+ *
+ * Lifecycle of a boot:  cold: enumerate().  After a live update: flb.decode → flb.adopt, which takes the hierarchy over as it
+ *   is; enumerate() is then already done.
+ * Lifecycle of an update:  flb.preserve (one block for all functions) → preserve(function) → flb.freeze (registers as they
+ *   are at the end) → shutdown() → kexec.
+ * Invariants:
+ *   - a bridge is preserved as often as all functions below it
+ *   - after flb.preserve nothing can fail for lack of memory: its block has room for all functions
+ *   - from adoption on, no bus number, BAR or window of what is incoming is ever written
+ * Source: the lifecycle of Linux's liveupdate FLBs (Linux 7.3 include/linux/liveupdate.h) and of its PCI core's part,
+ *   queued for 7.4
+ * @module
+ */
+
+import { busOf, PCI_COMMAND_MASTER } from "../../abi/pci.ts";
+import { PCI_LUO_COMPATIBLE, PCI_LUO_FUNCTIONS_MAX, pciSerOrder } from "../../abi/pci-luo.ts";
+import { assert } from "../../base/assert.ts";
+import { KernelError } from "../../base/errno.ts";
+import type { FaultInjector } from "../../base/fault-injector.ts";
+import { withUndo } from "../../base/undo.ts";
+import type { Machine } from "../../machine/machine.ts";
+import type { KexecHandover } from "../kho/handover.ts";
+import type { IncomingMemory } from "../kho/incoming.ts";
+import type { FileLifecycleBound } from "../liveupdate/file-handler.ts";
+import type { PageAllocator } from "../mm/page-allocator.ts";
+import { ConfigAccess } from "./config-access.ts";
+import type { PciDevice } from "./device.ts";
+import { type Enumeration, enumerate } from "./enumerate.ts";
+import { type PciFunction, type PciRoot, pciName } from "./function.ts";
+import { decodeFunctions, type HandedOverPci, writeFunctions } from "./handed-over.ts";
+import { inherit } from "./inherit.ts";
+
+export interface PciDependencies {
+  readonly machine: Pick<Machine, "memory" | "mmio" | "firmware">;
+  readonly mm: PageAllocator;
+  readonly kho: KexecHandover;
+  readonly faults: FaultInjector;
+}
+
+export class PciCore implements PciRoot {
+  readonly #deps: PciDependencies;
+  readonly #access: ConfigAccess;
+  #devices: readonly PciDevice[] = [];
+  #warnings: readonly string[] = [];
+  #isEnumerated = false;
+  /** The handover's block of this kernel, while any file that needs it is preserved. */
+  #outgoing: { readonly pa: number; readonly order: number } | null = null;
+
+  constructor(deps: PciDependencies) {
+    this.#deps = deps;
+    this.#access = new ConfigAccess(deps.machine.mmio, deps.machine.firmware.ecams);
+  }
+
+  /** Finds and sets up all functions, unless adoption of a handover has found them already. Once at boot. */
+  enumerate(): void {
+    if (this.#isEnumerated) return;
+    this.#take(enumerate(this.#access, this.#deps.machine.firmware));
+  }
+
+  /** What enumeration could not set up, for the log. */
+  get warnings(): readonly string[] {
+    return this.#warnings;
+  }
+
+  get functions(): readonly PciFunction[] {
+    return this.#devices;
+  }
+
+  find(segment: number, bdf: number): PciFunction | null {
+    return this.#find(segment, bdf) ?? null;
+  }
+
+  preserve(pci: PciFunction): void {
+    const device = this.#own(pci);
+    if (device.isBridge)
+      throw new KernelError("EINVAL", "pci preserve", `${device.name} is a bridge`);
+    assert(this.#outgoing !== null, "the PCI FLB is preserved before any function");
+    this.#deps.faults.point("pci:preserve");
+    for (let d: PciDevice | null = device; d !== null; d = d.parent) d.preserveCount++;
+  }
+
+  unpreserve(pci: PciFunction): void {
+    const device = this.#own(pci);
+    assert(device.preserveCount > 0, `${device.name} is not preserved`);
+    for (let d: PciDevice | null = device; d !== null; d = d.parent) d.preserveCount--;
+  }
+
+  isPreserved(pci: PciFunction): boolean {
+    return this.#own(pci).preserveCount > 0;
+  }
+
+  finish(pci: PciFunction): void {
+    const device = this.#own(pci);
+    device.isIncoming = false;
+    // A bridge is ordinary again when nothing below it is incoming.
+    for (let bridge = device.parent; bridge !== null; bridge = bridge.parent)
+      bridge.isIncoming = this.#devices.some((d) => d.isIncoming && d.parent === bridge);
+  }
+
+  shutdown(): void {
+    // What is below a bridge first: a device whose requests its bridge rejects has an error, not a rest.
+    for (const device of [...this.#devices].reverse())
+      if (device.preserveCount === 0) device.changeCommand(0, PCI_COMMAND_MASTER);
+  }
+
+  /** PCI's global state in a live update: file handlers that preserve functions name it. */
+  readonly flb: FileLifecycleBound<HandedOverPci> = {
+    compatible: PCI_LUO_COMPATIBLE,
+    preserve: () => this.#preserveState(),
+    unpreserve: () => this.#unpreserveState(),
+    freeze: (data) => {
+      assert(this.#outgoing !== null, "the PCI FLB is preserved");
+      writeFunctions(this.#deps.machine.memory, this.#outgoing.pa, this.#devices);
+      return data;
+    },
+    decode: (incoming: IncomingMemory, data: bigint, field: string) =>
+      decodeFunctions(incoming, data, field, this.#access, this.#deps.machine.firmware),
+    adopt: (state) => this.#adopt(state),
+    finish: () => {
+      for (const device of this.#devices) device.isIncoming = false;
+    },
+  };
+
+  #preserveState(): bigint {
+    const { mm, kho } = this.#deps;
+    assert(this.#outgoing === null, "the PCI FLB is preserved once");
+    const count = this.#devices.length;
+    if (count > PCI_LUO_FUNCTIONS_MAX)
+      throw new KernelError(
+        "ENOSPC",
+        "pci preserve",
+        `${count} functions; a handover holds ${PCI_LUO_FUNCTIONS_MAX}`,
+      );
+    const order = pciSerOrder(count);
+    const pa = withUndo((undo) => {
+      const block = mm.alloc(order);
+      undo(() => mm.free(block, order));
+      kho.preserve(block, order);
+      return block;
+    });
+    this.#outgoing = { pa, order };
+    return BigInt(pa);
+  }
+
+  #unpreserveState(): void {
+    const { mm, kho } = this.#deps;
+    assert(this.#outgoing !== null, "the PCI FLB is preserved");
+    const { pa, order } = this.#outgoing;
+    this.#outgoing = null;
+    kho.unpreserve(pa, order);
+    mm.free(pa, order);
+  }
+
+  #adopt(state: HandedOverPci): void {
+    const { kho, mm, machine } = this.#deps;
+    assert(!this.#isEnumerated, "a handover is adopted before anything is enumerated");
+    this.#take(inherit(this.#access, machine.firmware, state.records));
+    // Every word of it is in `state`: the block is ordinary memory again.
+    kho.restore(state.pa, state.order);
+    mm.free(state.pa, state.order);
+  }
+
+  #take(found: Enumeration): void {
+    this.#devices = found.devices;
+    this.#warnings = found.warnings;
+    this.#isEnumerated = true;
+  }
+
+  #find(segment: number, bdf: number): PciDevice | undefined {
+    return this.#devices.find((d) => d.segment === segment && d.bdf === bdf);
+  }
+
+  #own(pci: PciFunction): PciDevice {
+    const device = this.#find(pci.segment, pci.bdf);
+    assert(
+      device !== undefined && device === pci,
+      `${pciName(pci.segment, pci.bdf)} on bus ${busOf(pci.bdf)} is of this kernel`,
+    );
+    return device;
+  }
+}
