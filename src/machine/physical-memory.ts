@@ -82,6 +82,12 @@ export class Ram implements PhysicalMemory {
     return this.#touched[Math.floor(pa / TOUCH_BYTES)] !== 0;
   }
 
+  /** Start of the first 2 MiB at or after the one around `pa` that was ever stored to; Infinity when none was. */
+  nextTouched(pa: number): number {
+    const index = this.#touched.indexOf(1, Math.floor(pa / TOUCH_BYTES));
+    return index < 0 ? Number.POSITIVE_INFINITY : index * TOUCH_BYTES;
+  }
+
   load8(pa: number): number {
     const window = (pa / WINDOW_BYTES) | 0;
     const bytes = this.#bytes[window];
@@ -181,17 +187,41 @@ export class Ram implements PhysicalMemory {
     const end = first + 2 * count;
     const stride = strideBytes | 0;
     if ((low >>> 0) + (count - 1) * strideBytes < 2 ** 32) {
-      // The usual case, a loop of its own because it is hot: no carry, one high half for all.
+      // The usual case, a loop of its own because it is hot: no carry, one high half for all, four entries a turn.
       const h = high | 0;
-      for (let i = first; i < end; i += 2) words[i + 1] = h;
+      let i = first;
+      for (; i + 8 <= end; i += 8) {
+        words[i + 1] = h;
+        words[i + 3] = h;
+        words[i + 5] = h;
+        words[i + 7] = h;
+      }
+      for (; i < end; i += 2) words[i + 1] = h;
     } else {
-      const base = high * 2 ** 32 + (low >>> 0);
-      for (let i = 0; i < count; i++)
-        words[first + 2 * i + 1] = Math.floor((base + i * strideBytes) / 2 ** 32);
+      const strideHigh = Math.floor(strideBytes / 2 ** 32);
+      let l = low | 0;
+      let h = high | 0;
+      for (let i = first; i < end; i += 2) {
+        words[i + 1] = h;
+        const next = (l + stride) | 0;
+        h = (h + strideHigh + (next >>> 0 < l >>> 0 ? 1 : 0)) | 0;
+        l = next;
+      }
     }
     this.fence();
     let l = low | 0;
-    for (let i = first; i < end; i += 2) {
+    let i = first;
+    for (; i + 8 <= end; i += 8) {
+      words[i] = l;
+      l = (l + stride) | 0;
+      words[i + 2] = l;
+      l = (l + stride) | 0;
+      words[i + 4] = l;
+      l = (l + stride) | 0;
+      words[i + 6] = l;
+      l = (l + stride) | 0;
+    }
+    for (; i < end; i += 2) {
       words[i] = l;
       l = (l + stride) | 0;
     }

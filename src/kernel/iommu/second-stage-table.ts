@@ -66,6 +66,8 @@ export class SecondStageTable implements SecondStageTree {
   readonly #faults: FaultInjector;
   readonly #flush: (iova: number, lengthBytes: number) => void;
   #tableCount: number;
+  /** By table: how many tables its entries name, where any. Spares a scan of tables that hold only leaves. */
+  readonly #childCounts = new Map<number, number>();
   /** While a `map` runs: the IOVA up to which its entries are in tables that devices can reach. */
   #published = 0;
 
@@ -80,6 +82,7 @@ export class SecondStageTable implements SecondStageTree {
     this.#flush = options.flush;
     this.top = options.existing?.top ?? this.#mm.alloc(0);
     this.#tableCount = options.existing?.tableCount ?? 1;
+    if (options.existing !== undefined) this.#countChildren(this.top, this.levels - 1);
   }
 
   /** Pages of tables, the top one too. */
@@ -113,8 +116,7 @@ export class SecondStageTable implements SecondStageTree {
     const unlinked: number[] = [];
     this.#clear(this.top, this.levels - 1, iova, end, unlinked);
     this.#flush(iova, lengthBytes);
-    for (const table of unlinked) this.#mm.free(table, 0);
-    this.#tableCount -= unlinked.length;
+    this.#freeTables(unlinked);
   }
 
   /** Calls `visit` with the address of every table. */
@@ -188,7 +190,13 @@ export class SecondStageTable implements SecondStageTree {
         if (ssIsPresent(low)) {
           const child = ssAddress(low, this.memory.load32(entry + 4));
           this.#fill(child, level - 1, iova, next, pa, prot, isLive);
-        } else this.#link(entry, this.#newTable(level - 1, iova, next, pa, prot));
+        } else {
+          const child = this.#newTable(level - 1, iova, next, pa, prot);
+          // All of the new table must be in memory before a walk can find it.
+          this.memory.fence();
+          this.memory.publish64(entry, ssEntryLow(child, RIGHTS), ssEntryHigh(child));
+          this.#addChildren(table, 1);
+        }
       }
       pa += next - iova;
       iova = next;
@@ -198,25 +206,29 @@ export class SecondStageTable implements SecondStageTree {
 
   /** A table that no entry names yet, with a range mapped in it. After a failure it is gone again. */
   #newTable(level: number, iova: number, end: number, pa: number, prot: number): number {
+    const span = ssSpanBytes(level);
+    if (end - iova === SS_TABLE_ENTRIES * span && this.#leafFits(level, iova, pa, span)) {
+      this.#faults.point("iommu:map");
+      // Every word of it is stored, so its pages need no zeros first.
+      const table = this.#mm.alloc(0, { zero: false });
+      this.#tableCount++;
+      const bits = level === 0 ? prot : prot | SS_PS;
+      const low = ssEntryLow(pa, bits);
+      this.memory.publishRun64(table, SS_TABLE_ENTRIES, low, ssEntryHigh(pa), span);
+      return table;
+    }
     const table = this.#mm.alloc(0);
     this.#tableCount++;
     try {
       this.#fill(table, level, iova, end, pa, prot, false);
     } catch (error) {
       // No device has seen it, so nothing needs a flush.
-      forEachTable(this.memory, table, level, (page) => {
-        this.#mm.free(page, 0);
-        this.#tableCount--;
-      });
+      const unlinked: number[] = [];
+      this.#collect(table, level, unlinked);
+      this.#freeTables(unlinked);
       throw error;
     }
     return table;
-  }
-
-  #link(entry: number, table: number): void {
-    // All of the new table must be in memory before a walk can find it.
-    this.memory.fence();
-    this.memory.publish64(entry, ssEntryLow(table, RIGHTS), ssEntryHigh(table));
   }
 
   #leafFits(level: number, iova: number, pa: number, lengthBytes: number): boolean {
@@ -259,7 +271,7 @@ export class SecondStageTable implements SecondStageTree {
       const entry = table + 8 * index;
       if (isAligned(iova, span) && end - iova >= span) {
         const count = Math.min(SS_TABLE_ENTRIES - index, Math.floor((end - iova) / span));
-        if (level > 0) this.#listTables(entry, count, level, unlinked);
+        this.#collectChildren(table, level, index, count, unlinked);
         this.memory.retractRun64(entry, count);
         iova += count * span;
         continue;
@@ -273,19 +285,55 @@ export class SecondStageTable implements SecondStageTree {
         if (this.#isEmpty(child)) {
           this.memory.retract64(entry);
           unlinked.push(child);
+          this.#addChildren(table, -1);
         }
       }
       iova = next;
     }
   }
 
-  /** Lists all tables under `count` entries that are about to go. */
-  #listTables(first: number, count: number, level: number, unlinked: number[]): void {
-    for (let entry = first; entry < first + 8 * count; entry += 8) {
+  /** Lists the tables under `count` entries that are about to go. */
+  #collectChildren(
+    table: number,
+    level: number,
+    first: number,
+    count: number,
+    unlinked: number[],
+  ): void {
+    if (level === 0 || !this.#childCounts.has(table)) return;
+    const start = table + 8 * first;
+    for (let entry = start; entry < start + 8 * count; entry += 8) {
       const low = this.memory.load32(entry);
       if (!ssIsPresent(low) || ssIsLeaf(low, level)) continue;
-      const child = ssAddress(low, this.memory.load32(entry + 4));
-      forEachTable(this.memory, child, level - 1, (table) => unlinked.push(table));
+      this.#collect(ssAddress(low, this.memory.load32(entry + 4)), level - 1, unlinked);
+      this.#addChildren(table, -1);
+    }
+  }
+
+  /** Lists a table and all under it. */
+  #collect(table: number, level: number, unlinked: number[]): void {
+    this.#collectChildren(table, level, 0, SS_TABLE_ENTRIES, unlinked);
+    unlinked.push(table);
+  }
+
+  #freeTables(tables: readonly number[]): void {
+    for (const table of tables) this.#mm.free(table, 0);
+    this.#tableCount -= tables.length;
+  }
+
+  #addChildren(table: number, more: number): void {
+    const count = (this.#childCounts.get(table) ?? 0) + more;
+    if (count === 0) this.#childCounts.delete(table);
+    else this.#childCounts.set(table, count);
+  }
+
+  /** Counts the children of tables that were taken over. */
+  #countChildren(table: number, level: number): void {
+    for (let entry = table; level > 0 && entry < table + 8 * SS_TABLE_ENTRIES; entry += 8) {
+      const low = this.memory.load32(entry);
+      if (!ssIsPresent(low) || ssIsLeaf(low, level)) continue;
+      this.#addChildren(table, 1);
+      this.#countChildren(ssAddress(low, this.memory.load32(entry + 4)), level - 1);
     }
   }
 

@@ -38,7 +38,10 @@ export function walkToPhys(tree: SecondStageTree, iova: number): number | null {
     const low = tree.memory.load32(entry);
     if (!ssIsPresent(low)) return null;
     const address = ssAddress(low, tree.memory.load32(entry + 4));
-    if (ssIsLeaf(low, level)) return address + (iova % ssSpanBytes(level));
+    if (ssIsLeaf(low, level)) {
+      const span = ssSpanBytes(level);
+      return address + (iova - Math.floor(iova / span) * span);
+    }
     table = address;
   }
 }
