@@ -29,6 +29,19 @@ export interface PreserveArgs {
   readonly token: bigint;
 }
 
+/** One file of the previous kernel, to its handler. */
+export interface RetrieveArgs<D> {
+  readonly session: SessionView;
+  readonly data: D;
+  readonly token: bigint;
+}
+
+/** One file of the previous kernel whose session ends; null when it is not open. */
+export interface FinishArgs<D> {
+  readonly data: D;
+  readonly file: File | null;
+}
+
 /**
  * @typeParam D - the decoded form of the handler's data, checked and trusted
  */
@@ -62,14 +75,14 @@ export interface FileHandler<D = unknown> {
    * Makes the open file, with one reference for the caller. A failure leaves `data` as it was, for `finish`.
    * @throws {KernelError} what RETRIEVE_FD then returns, for ever
    */
-  retrieve(args: { readonly session: SessionView; readonly data: D; readonly token: bigint }): File;
+  retrieve(args: RetrieveArgs<D>): File;
   /** Whether the session may be finished. Default yes. */
-  canFinish?(args: { readonly data: D; readonly file: File | null }): boolean;
+  canFinish?(args: FinishArgs<D>): boolean;
   /**
    * The session is finished. A file that nobody retrieved, or whose retrieval failed (null), is discarded: its
    * preserved pages are freed. Must not fail.
    */
-  finish(args: { readonly data: D; readonly file: File | null }): void;
+  finish(args: FinishArgs<D>): void;
 }
 
 /** File-lifecycle-bound global state. */

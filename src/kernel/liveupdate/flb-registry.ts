@@ -135,6 +135,7 @@ export class FlbRegistry {
 
   /** Takes back what {@link serialise} wrote. */
   clear(memory: PhysicalMemory, pa: number): void {
+    memory.fill(flbEntryPa(pa, 0), LUO_FLB_MAX * LUO_FLB_SER.sizeBytes, 0);
     LUO_FLB_HEADER_SER.write(memory, pa, { pgcnt: LUO_FLB_PGCNT, count: 0 });
   }
 

@@ -30,7 +30,12 @@ import {
   freePreservedPage,
   type PreservedPages,
 } from "../liveupdate/block-set.ts";
-import type { FileHandler, PreserveArgs, SessionView } from "../liveupdate/file-handler.ts";
+import type {
+  FileHandler,
+  FinishArgs,
+  PreserveArgs,
+  RetrieveArgs,
+} from "../liveupdate/file-handler.ts";
 import type { File } from "../vfs/file.ts";
 import type { Shmem } from "./memfd.ts";
 import { type DecodedMemfd, decodeMemfd } from "./memfd-decoder.ts";
@@ -165,7 +170,7 @@ export class MemfdHandler implements FileHandler<DecodedMemfd> {
     return decodeMemfd(incoming, data, field);
   }
 
-  retrieve({ data }: { readonly session: SessionView; readonly data: DecodedMemfd }): File {
+  retrieve({ data }: RetrieveArgs<DecodedMemfd>): File {
     const { kho, memory } = this.#pages;
     const memfd = this.#shmem.restoreMemfd(data.seals);
     const { count, pa, index, order, isStale } = data.folios;
@@ -180,7 +185,7 @@ export class MemfdHandler implements FileHandler<DecodedMemfd> {
     return memfd;
   }
 
-  finish({ data, file }: { readonly data: DecodedMemfd; readonly file: File | null }): void {
+  finish({ data, file }: FinishArgs<DecodedMemfd>): void {
     if (file !== null) return;
     const { count, pa, order } = data.folios;
     for (let i = 0; i < count; i++) this.#restoreFree(pa[i], order[i]);
