@@ -186,32 +186,27 @@ export class Ram implements PhysicalMemory {
     const first = (pa % WINDOW_BYTES) >>> 2;
     const end = first + 2 * count;
     const stride = strideBytes | 0;
-    if ((low >>> 0) + (count - 1) * strideBytes < 2 ** 32) {
-      // The usual case, a loop of its own because it is hot: no carry, one high half for all, four entries a turn.
-      const h = high | 0;
-      let i = first;
-      for (; i + 8 <= end; i += 8) {
+    // High halves change only every 4 GiB, so they are stored in stretches, four entries a turn: this is hot.
+    const step = Math.max(1, strideBytes / 2 ** 32);
+    const stretch = 2 * Math.max(1, 2 ** 32 / strideBytes);
+    let h = high | 0;
+    let i = first;
+    let stop = first + 2 * Math.max(1, Math.ceil((2 ** 32 - (low >>> 0)) / strideBytes));
+    while (i < end) {
+      if (stop > end) stop = end;
+      for (; i + 8 <= stop; i += 8) {
         words[i + 1] = h;
         words[i + 3] = h;
         words[i + 5] = h;
         words[i + 7] = h;
       }
-      for (; i < end; i += 2) words[i + 1] = h;
-    } else {
-      const strideHigh = Math.floor(strideBytes / 2 ** 32);
-      let l = low | 0;
-      let h = high | 0;
-      for (let i = first; i < end; i += 2) {
-        words[i + 1] = h;
-        const next = (l + stride) | 0;
-        h = (h + strideHigh + (next >>> 0 < l >>> 0 ? 1 : 0)) | 0;
-        l = next;
-      }
+      for (; i < stop; i += 2) words[i + 1] = h;
+      h = (h + step) | 0;
+      stop += stretch;
     }
     this.fence();
     let l = low | 0;
-    let i = first;
-    for (; i + 8 <= end; i += 8) {
+    for (i = first; i + 8 <= end; i += 8) {
       words[i] = l;
       l = (l + stride) | 0;
       words[i + 2] = l;
