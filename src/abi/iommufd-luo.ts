@@ -1,5 +1,5 @@
 /**
- * What an iommufd hands to the next kernel: its marked HWPTs, by token, and nothing else.
+ * What an iommufd hands to the next kernel: its marked HWPTs, by token, and no-IOMMU HWPTs that are in use.
  *
  * Why so little: the new kernel's userspace builds the ordinary chain (file, IOAS, HWPT) again and swaps it
  * in, so object ids, IOASes and mappings of translated HWPTs are not part of the format. The page tables
@@ -16,6 +16,8 @@ export const IOMMUFD_LUO_COMPATIBLE = "holdfast-iommufd-v1";
 
 /** Set in {@link iommufd_hwpt_ser}.flags: DMA by physical address; `domain_id` is 0. */
 export const IOMMUFD_HWPT_NOIOMMU = 1 << 0;
+/** Userspace has given it no token, and it is 0; allowed for a no-IOMMU HWPT only. */
+export const IOMMUFD_HWPT_UNNAMED = 1 << 1;
 
 /** Bounds of the counts: far above use, low enough that a block of the largest order holds both. */
 export const IOMMUFD_HWPT_COUNT_MAX = 1 << 16;
@@ -26,6 +28,7 @@ export const iommufd_ser = struct("iommufd_ser", {
   area_count: u32,
 });
 
+/** Devices of the same session name it by its place in the array. */
 export const iommufd_hwpt_ser = struct("iommufd_hwpt_ser", {
   token: token64,
   flags: u32,

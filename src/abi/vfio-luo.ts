@@ -11,7 +11,7 @@ import { struct, token64, u16, u32, type ValueOf } from "./struct.ts";
 
 export const VFIO_PCI_LUO_COMPATIBLE = "holdfast-vfio-pci-v1";
 
-/** Its DMA is not translated: `hwpt_token` names a no-IOMMU HWPT. */
+/** Its DMA is not translated: `hwpt_index` names a no-IOMMU HWPT. */
 export const VFIO_PCI_NOIOMMU = 1 << 0;
 /** MSI was enabled, with vector `msi_vector`. */
 export const VFIO_PCI_MSI_ENABLED = 1 << 1;
@@ -29,7 +29,8 @@ export const vfio_pci_ser = struct("vfio_pci_ser", {
   msi_vector: u32,
   /** The iommufd that it is bound to, as a file of the same session. */
   iommufd_token: token64,
-  /** The HWPT of that iommufd that it is attached to. */
-  hwpt_token: token64,
+  /** The HWPT that it is attached to: which of those that the iommufd hands over. */
+  hwpt_index: u32,
+  reserved: u32,
 });
 export type VfioPciSer = ValueOf<typeof vfio_pci_ser>;

@@ -2,7 +2,8 @@
  * VFIO's device ioctls and the fixed region and interrupt indexes of vfio-pci, as far as this kernel has them.
  *
  * Every structure starts with `argsz`, the bytes that the caller gives.
- * Source: Linux 7.3 include/uapi/linux/vfio.h; region offsets: include/linux/vfio_pci_core.h
+ * Source: Linux 7.3 include/uapi/linux/vfio.h; region offsets: include/linux/vfio_pci_core.h. LIVEUPDATE_GET_DEVID
+ * is not upstream, and its number is far from the next one that upstream would give out.
  * @module
  */
 import { s32, struct, u32, u64 } from "../struct.ts";
@@ -19,6 +20,7 @@ export const VFIO_DEVICE_RESET = ioctlNumber(VFIO_TYPE, VFIO_BASE + 11);
 export const VFIO_DEVICE_BIND_IOMMUFD = ioctlNumber(VFIO_TYPE, VFIO_BASE + 18);
 export const VFIO_DEVICE_ATTACH_IOMMUFD_PT = ioctlNumber(VFIO_TYPE, VFIO_BASE + 19);
 export const VFIO_DEVICE_DETACH_IOMMUFD_PT = ioctlNumber(VFIO_TYPE, VFIO_BASE + 20);
+export const VFIO_DEVICE_LIVEUPDATE_GET_DEVID = ioctlNumber(VFIO_TYPE, 0xf2);
 
 export const VFIO_DEVICE_FLAGS_RESET = 1 << 0;
 export const VFIO_DEVICE_FLAGS_PCI = 1 << 1;
@@ -113,4 +115,11 @@ export const vfio_device_detach_iommufd_pt = struct("vfio_device_detach_iommufd_
   argsz: u32,
   flags: u32,
   pasid: u32,
+});
+
+/** The id of a device in its iommufd: for one that a live update has bound, and BIND_IOMMUFD has not told. */
+export const vfio_device_liveupdate_get_devid = struct("vfio_device_liveupdate_get_devid", {
+  argsz: u32,
+  flags: u32,
+  out_devid: u32,
 });

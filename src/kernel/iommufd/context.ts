@@ -21,12 +21,12 @@ import type { PciFunction } from "../pci/function.ts";
 import { type FdTable, File } from "../vfs/file.ts";
 import { copyStructFromUser, copyStructToUser, userBuffer } from "../vfs/user-argument.ts";
 import type { Interval } from "./disjoint-intervals.ts";
-import { type Area, type FollowingDomain, IoPageTable } from "./io-pagetable.ts";
+import { type FollowingDomain, IoPageTable } from "./io-pagetable.ts";
 import type { Iommufd } from "./iommufd.ts";
 import { IOVA_END, NoiommuDomain } from "./noiommu-domain.ts";
 import { type Device, type Hwpt, type Ioas, ObjectTable, type PagingHwpt } from "./objects.ts";
 import { PinnedPages } from "./pinned-pages.ts";
-import { RestoredNoiommu } from "./restored-noiommu.ts";
+import type { RestoredNoiommu } from "./restored-noiommu.ts";
 
 const MAP_FLAGS =
   uapi.IOMMU_IOAS_MAP_FIXED_IOVA | uapi.IOMMU_IOAS_MAP_WRITEABLE | uapi.IOMMU_IOAS_MAP_READABLE;
@@ -37,7 +37,8 @@ export class IommufdFile extends File {
   readonly kind = "iommufd";
   readonly #core: Iommufd;
   readonly #objects: ObjectTable;
-  #isPreserved = false;
+  /** What a live update has of it, in the order of the handover; null: nothing is preserved. */
+  #preserved: readonly PagingHwpt[] | null = null;
 
   constructor(core: Iommufd) {
     super();
@@ -174,19 +175,20 @@ export class IommufdFile extends File {
   /**
    * Records a device of the previous kernel on the HWPT that its DMA goes through already.
    *
-   * @throws {KernelError} EINVAL when no HWPT was handed over under that token, or the device's DMA goes elsewhere
+   * @param index - the HWPT's place in the handover
+   * @throws {KernelError} EINVAL when there is no such HWPT, or the device's DMA goes elsewhere
    */
-  adoptAttachment(device: Device, token: bigint): void {
-    const hwpt = this.#restoredHwpt(token);
-    if (hwpt === null)
-      throw new KernelError("EINVAL", "retrieve", `no HWPT was preserved as ${hex(token)}`);
+  adoptAttachment(device: Device, index: number): void {
+    const hwpt = this.restoredHwpts().find((restored) => restored.index === index);
+    if (hwpt === undefined)
+      throw new KernelError("EINVAL", "retrieve", `no HWPT has place ${index} in the handover`);
     const { domain } = hwpt;
     const isThere =
       domain.type === "restored"
         ? this.#core.iommu.domainOf(device.pci) === domain
         : device.isNoiommu;
     if (!isThere)
-      throw new KernelError("EINVAL", "retrieve", `the device does not use HWPT ${hex(token)}`);
+      throw new KernelError("EINVAL", "retrieve", `the device does not use HWPT ${index}`);
     device.hwpt = hwpt;
     hwpt.users++;
   }
@@ -566,10 +568,10 @@ export class IommufdFile extends File {
     const hwpt = this.#objects.get(command.hwpt_id, "hwpt", op);
     if (hwpt.ioas === null)
       throw new KernelError("EINVAL", op, "it is the previous kernel's; swap it for a new one");
-    if (this.#isPreserved)
+    if (this.#preserved !== null)
       throw new KernelError("EBUSY", op, "the iommufd is preserved for a live update already");
-    for (const other of this.markedHwpts())
-      if (other.token === command.hwpt_token)
+    for (const other of this.#objects.values())
+      if (other.type === "hwpt" && other.ioas !== null && other.token === command.hwpt_token)
         throw new KernelError("EADDRINUSE", op, `hwpt ${other.id} has ${hex(command.hwpt_token)}`);
     if (hwpt.token !== null)
       throw new KernelError("EBUSY", op, `hwpt ${hwpt.id} is marked as ${hex(hwpt.token)}`);
@@ -588,15 +590,6 @@ export class IommufdFile extends File {
     return 0;
   }
 
-  /** HWPTs that userspace has marked, by id. */
-  markedHwpts(): PagingHwpt[] {
-    const marked: PagingHwpt[] = [];
-    for (const object of this.#objects.values())
-      if (object.type === "hwpt" && object.ioas !== null && object.token !== null)
-        marked.push(object);
-    return marked.sort((a, b) => a.id - b.id);
-  }
-
   /** HWPTs of the previous kernel that are left. */
   restoredHwpts(): Extract<Hwpt, { ioas: null }>[] {
     const restored: Extract<Hwpt, { ioas: null }>[] = [];
@@ -605,11 +598,24 @@ export class IommufdFile extends File {
     return restored;
   }
 
-  /** From here on no HWPT can be marked, and marked ones, with their IOASes, are fixed. */
-  beginPreserved(): void {
-    assert(!this.#isPreserved, "an iommufd is preserved twice");
-    this.#isPreserved = true;
-    for (const hwpt of this.markedHwpts()) {
+  /** What a live update would keep: marked HWPTs, and no-IOMMU ones with a device, marked or not. */
+  hwptsToPreserve(): PagingHwpt[] {
+    const hwpts: PagingHwpt[] = [];
+    for (const object of this.#objects.values())
+      if (
+        object.type === "hwpt" &&
+        object.ioas !== null &&
+        (object.token !== null || (object.domain.type === "noiommu" && object.users > 1))
+      )
+        hwpts.push(object);
+    return hwpts.sort((a, b) => a.id - b.id);
+  }
+
+  /** From here on no HWPT can be marked, and these, with their IOASes, are fixed. */
+  beginPreserved(hwpts: readonly PagingHwpt[]): void {
+    assert(this.#preserved === null, "an iommufd is preserved twice");
+    this.#preserved = hwpts;
+    for (const hwpt of hwpts) {
       hwpt.users++;
       hwpt.ioas.table.fix();
     }
@@ -617,27 +623,28 @@ export class IommufdFile extends File {
 
   /** Undoes {@link beginPreserved}. */
   endPreserved(): void {
-    assert(this.#isPreserved, "an iommufd is not preserved");
-    for (const hwpt of this.markedHwpts()) {
+    assert(this.#preserved !== null, "an iommufd is not preserved");
+    for (const hwpt of this.#preserved) {
       hwpt.ioas.table.unfix();
       hwpt.users--;
       if (hwpt.isAuto && hwpt.users === 1) this.#destroyHwpt(hwpt);
     }
-    this.#isPreserved = false;
+    this.#preserved = null;
   }
 
-  /** Adds a page table of the previous kernel, which this context owns from here on. */
-  addRestoredDomain(token: bigint, domain: RestoredDomain): void {
-    this.#addRestored(token, domain);
+  /** Place in the handover of the HWPT that a device is attached to, or -1 when that is not preserved. */
+  preservedIndexOf(device: Device): number {
+    if (device.hwpt?.ioas == null) return -1;
+    return this.#preserved?.indexOf(device.hwpt) ?? -1;
   }
 
-  /** Adds memory of the previous kernel's no-IOMMU HWPT; takes over the pages' references. */
-  addRestoredNoiommu(token: bigint, areas: readonly Area[]): void {
-    this.#addRestored(token, new RestoredNoiommu(areas));
-  }
-
-  #addRestored(token: bigint, domain: RestoredDomain | RestoredNoiommu): void {
-    this.#objects.add((id) => ({ type: "hwpt", id, users: 1, ioas: null, domain, token }));
+  /**
+   * Adds a HWPT of the previous kernel, which this context owns from here on.
+   *
+   * @param index - its place in the handover
+   */
+  addRestored(index: number, token: bigint | null, domain: RestoredDomain | RestoredNoiommu): void {
+    this.#objects.add((id) => ({ type: "hwpt", id, users: 1, ioas: null, domain, token, index }));
   }
 
   /** Whether a device that was retrieved still uses a HWPT of the previous kernel. */

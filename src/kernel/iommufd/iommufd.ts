@@ -53,8 +53,9 @@ export class Iommufd {
 
   /** Frees the domains without owner that have lost their last device. */
   freeUnowned(): void {
-    const idle = this.#unowned.filter((domain) => domain.attachedCount === 0);
-    this.#unowned = this.#unowned.filter((domain) => domain.attachedCount > 0);
-    for (const domain of idle) domain.free();
+    // The IOMMU core frees what is left when the last session is finished.
+    const left = this.#unowned.filter((domain) => this.iommu.restoredDomain(domain.id) === domain);
+    this.#unowned = left.filter((domain) => domain.attachedCount > 0);
+    for (const domain of left) if (domain.attachedCount === 0) domain.free();
   }
 }

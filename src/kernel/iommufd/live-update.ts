@@ -13,6 +13,7 @@ import {
   IOMMUFD_AREA_COUNT_MAX,
   IOMMUFD_HWPT_COUNT_MAX,
   IOMMUFD_HWPT_NOIOMMU,
+  IOMMUFD_HWPT_UNNAMED,
   IOMMUFD_LUO_COMPATIBLE,
   type IommufdAreaSer,
   iommufd_area_ser,
@@ -43,6 +44,7 @@ import type { Iommufd } from "./iommufd.ts";
 import { IOVA_END } from "./noiommu-domain.ts";
 import type { PagingHwpt } from "./objects.ts";
 import { PinnedPages } from "./pinned-pages.ts";
+import { RestoredNoiommu } from "./restored-noiommu.ts";
 
 const PRESERVE = "LIVEUPDATE_SESSION_PRESERVE_FD";
 const RETRIEVE = "LIVEUPDATE_SESSION_RETRIEVE_FD";
@@ -50,7 +52,8 @@ const RETRIEVE = "LIVEUPDATE_SESSION_RETRIEVE_FD";
 const NEEDED_SEALS = F_SEAL_SEAL | F_SEAL_GROW | F_SEAL_SHRINK;
 
 interface DecodedHwpt {
-  readonly token: bigint;
+  /** Null: it has no name. */
+  readonly token: bigint | null;
   /** Null: no-IOMMU. */
   readonly domainId: number | null;
   readonly areas: readonly IommufdAreaSer[];
@@ -96,10 +99,10 @@ export class IommufdFileHandler implements FileHandler<DecodedIommufd> {
    */
   preserve({ file, session }: PreserveArgs): bigint {
     assert(file instanceof IommufdFile, "not an iommufd");
-    const hwpts = file.markedHwpts();
+    const hwpts = file.hwptsToPreserve();
     for (const hwpt of hwpts) checkAreas(hwpt, session);
     return withUndo((undo) => {
-      file.beginPreserved();
+      file.beginPreserved(hwpts);
       undo(() => file.endPreserved());
       const domainIds = hwpts.map((hwpt) => {
         const { domain } = hwpt;
@@ -146,10 +149,12 @@ export class IommufdFileHandler implements FileHandler<DecodedIommufd> {
     let at = pa + iommufd_ser.sizeBytes + hwpts.length * iommufd_hwpt_ser.sizeBytes;
     hwpts.forEach((hwpt, i) => {
       const areas = serialisedAreas(hwpt);
-      assert(hwpt.token !== null, "an unmarked HWPT is handed over");
+      const isNoiommu = hwpt.domain.type === "noiommu";
+      assert(isNoiommu || hwpt.token !== null, "an unmarked HWPT is handed over");
       iommufd_hwpt_ser.write(words, pa + iommufd_ser.sizeBytes + i * iommufd_hwpt_ser.sizeBytes, {
-        token: hwpt.token,
-        flags: hwpt.domain.type === "noiommu" ? IOMMUFD_HWPT_NOIOMMU : 0,
+        token: hwpt.token ?? 0n,
+        flags:
+          (isNoiommu ? IOMMUFD_HWPT_NOIOMMU : 0) | (hwpt.token === null ? IOMMUFD_HWPT_UNNAMED : 0),
         domain_id: domainIds[i],
         area_count: areas.length,
         reserved: 0,
@@ -197,10 +202,14 @@ export class IommufdFileHandler implements FileHandler<DecodedIommufd> {
     const hwpts = sers.map((ser, i): DecodedHwpt => {
       const member = (m: string) => name(`iommufd_hwpt_ser[${i}].${m}`);
       const isNoiommu = (ser.flags & IOMMUFD_HWPT_NOIOMMU) !== 0;
-      if (tokens.has(ser.token))
-        throw new HandoverError(member("token"), `${hex(ser.token)} is there twice`);
-      tokens.add(ser.token);
-      if ((ser.flags & ~IOMMUFD_HWPT_NOIOMMU) !== 0)
+      const isUnnamed = (ser.flags & IOMMUFD_HWPT_UNNAMED) !== 0;
+      if (isUnnamed ? ser.token !== 0n : tokens.has(ser.token))
+        throw new HandoverError(member("token"), `${hex(ser.token)} is not this HWPT's alone`);
+      if (!isUnnamed) tokens.add(ser.token);
+      if (
+        (ser.flags & ~(IOMMUFD_HWPT_NOIOMMU | IOMMUFD_HWPT_UNNAMED)) !== 0 ||
+        (isUnnamed && !isNoiommu)
+      )
         throw new HandoverError(member("flags"), `${hex(ser.flags)} is not known`);
       if (ser.reserved !== 0) throw new HandoverError(member("reserved"), "is not 0");
       if (isNoiommu ? ser.domain_id !== 0 : domainIds.has(ser.domain_id))
@@ -218,7 +227,11 @@ export class IommufdFileHandler implements FileHandler<DecodedIommufd> {
         );
         return area;
       });
-      return { token: ser.token, domainId: isNoiommu ? null : ser.domain_id, areas };
+      return {
+        token: isUnnamed ? null : ser.token,
+        domainId: isNoiommu ? null : ser.domain_id,
+        areas,
+      };
     });
     if (areasLeft > 0)
       throw new HandoverError(name("iommufd_ser.area_count"), `${areasLeft} areas have no HWPT`);
@@ -237,19 +250,19 @@ export class IommufdFileHandler implements FileHandler<DecodedIommufd> {
       const file = this.#iommufd.open();
       undo(() => file.put());
       undo(() => file.forgetRestored());
-      for (const { token, domainId, areas } of data.hwpts) {
+      for (const [index, { token, domainId, areas }] of data.hwpts.entries()) {
         this.#iommufd.faults.point("iommufd.retrieve:hwpt");
         if (domainId !== null) {
           const domain = this.#claim(domainId);
           undo(() => this.#iommufd.unclaimRestored(domain));
-          file.addRestoredDomain(token, domain);
+          file.addRestored(index, token, domain);
         } else {
           const pinned = areas.map((area) => {
             const one = pinAgain(area, session);
             undo(() => one.pages.put());
             return one;
           });
-          file.addRestoredNoiommu(token, pinned);
+          file.addRestored(index, token, new RestoredNoiommu(pinned));
         }
       }
       return file;

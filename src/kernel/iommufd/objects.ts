@@ -43,7 +43,10 @@ export interface RestoredHwpt extends Counted {
   readonly type: "hwpt";
   readonly ioas: null;
   readonly domain: RestoredDomain | RestoredNoiommu;
-  readonly token: bigint;
+  /** Null: a no-IOMMU HWPT that had none. */
+  readonly token: bigint | null;
+  /** Its place in the handover. */
+  readonly index: number;
 }
 
 export type Hwpt = PagingHwpt | RestoredHwpt;

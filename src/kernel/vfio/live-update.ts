@@ -1,0 +1,255 @@
+/**
+ * vfio-pci in a live update: a device goes on working while there is no kernel.
+ *
+ * Before the jump: its iommufd is in the same session and its HWPT is kept; then neither its attachment nor the
+ * function itself may change. It is not reset, its interrupts stay enabled, it goes on with DMA.
+ * After it: only its session opens it, bound to the retrieved iommufd and attached to the previous kernel's HWPT.
+ * What it raised meanwhile is still pending, and told as soon as the VMM says whom to tell. A device that nobody
+ * retrieves is stopped when the session is finished, which comes before its memory is freed: files are finished
+ * last first, and it was preserved after its iommufd, which was preserved after its memory.
+ * Source: Linux list, VFIO live update series v5, for the idea
+ * @module
+ */
+import { HandoverError } from "../../abi/handover-error.ts";
+import {
+  VFIO_PCI_FLAGS_ALL,
+  VFIO_PCI_LUO_COMPATIBLE,
+  VFIO_PCI_MSI_ENABLED,
+  VFIO_PCI_MSI_UNREAD,
+  VFIO_PCI_NOIOMMU,
+  vfio_pci_ser,
+} from "../../abi/vfio-luo.ts";
+import { assert } from "../../base/assert.ts";
+import { KernelError } from "../../base/errno.ts";
+import { withUndo } from "../../base/undo.ts";
+import { hex, isAligned, PAGE_SIZE } from "../../base/units.ts";
+import type { PhysicalMemory } from "../../machine/machine.ts";
+import { IommufdFile } from "../iommufd/context.ts";
+import type { Iommufd } from "../iommufd/iommufd.ts";
+import type { KexecHandover } from "../kho/handover.ts";
+import type { IncomingMemory } from "../kho/incoming.ts";
+import type {
+  FileHandler,
+  FileLifecycleBound,
+  PreserveArgs,
+  SessionView,
+} from "../liveupdate/file-handler.ts";
+import type { PageAllocator } from "../mm/page-allocator.ts";
+import { type PciFunction, type PciRoot, pciName } from "../pci/function.ts";
+import type { File } from "../vfs/file.ts";
+import { VfioDeviceFile } from "./cdev.ts";
+import type { VfioDevice } from "./device.ts";
+import { enabledMsiVector } from "./msi.ts";
+import type { VfioPci } from "./vfio-pci.ts";
+
+const PRESERVE = "LIVEUPDATE_SESSION_PRESERVE_FD";
+const RETRIEVE = "LIVEUPDATE_SESSION_RETRIEVE_FD";
+const ORDER = 0;
+
+export interface DecodedVfioDevice {
+  readonly pa: number;
+  readonly pci: PciFunction;
+  readonly isNoiommu: boolean;
+  readonly hasUnreadInterrupt: boolean;
+  readonly iommufdToken: bigint;
+  readonly hwptIndex: number;
+}
+
+export class VfioPciFileHandler implements FileHandler<DecodedVfioDevice> {
+  readonly compatible = VFIO_PCI_LUO_COMPATIBLE;
+  readonly flbs: readonly FileLifecycleBound[];
+  readonly #vfio: VfioPci;
+  readonly #iommufd: Iommufd;
+  readonly #pci: PciRoot;
+  readonly #memory: PhysicalMemory;
+  readonly #mm: PageAllocator;
+  readonly #kho: KexecHandover;
+  /** Functions that one handover has named so far. */
+  readonly #decoded = new WeakMap<IncomingMemory, Set<PciFunction>>();
+
+  /** @param dependencies - `pciFlb`: the PCI root's part of a handover */
+  constructor(dependencies: {
+    readonly vfio: VfioPci;
+    readonly iommufd: Iommufd;
+    readonly pci: PciRoot;
+    readonly pciFlb: FileLifecycleBound;
+    readonly memory: PhysicalMemory;
+    readonly mm: PageAllocator;
+    readonly kho: KexecHandover;
+  }) {
+    this.#vfio = dependencies.vfio;
+    this.#iommufd = dependencies.iommufd;
+    this.#pci = dependencies.pci;
+    this.#memory = dependencies.memory;
+    this.#mm = dependencies.mm;
+    this.#kho = dependencies.kho;
+    this.flbs = [dependencies.pciFlb, dependencies.vfio.iommu.flb];
+  }
+
+  canPreserve(file: File): boolean {
+    return file instanceof VfioDeviceFile;
+  }
+
+  /**
+   * @throws {KernelError} EINVAL the file has bound no device, its iommufd is not in the session, or the device is
+   *   not attached to a HWPT that is preserved there; what pci.preserve and iommu.preserveDevice throw; ENOMEM
+   */
+  preserve({ file, session }: PreserveArgs): bigint {
+    assert(file instanceof VfioDeviceFile, "not a VFIO device");
+    const { device } = file;
+    if (!file.isBound)
+      throw new KernelError("EINVAL", PRESERVE, `${device.name} is not bound by this file`);
+    const { iommufd, handle } = device;
+    const iommufdToken = session.contains(iommufd) ? session.tokenOf(iommufd) : null;
+    if (iommufdToken === null)
+      throw new KernelError(
+        "EINVAL",
+        PRESERVE,
+        `the iommufd of ${device.name} is not preserved in session "${session.name}"`,
+      );
+    const hwptIndex = iommufd.preservedIndexOf(handle);
+    if (hwptIndex < 0)
+      throw new KernelError("EINVAL", PRESERVE, `the HWPT of ${device.name} is not preserved`);
+    return withUndo((undo) => {
+      this.#pci.preserve(device.pci);
+      undo(() => this.#pci.unpreserve(device.pci));
+      if (!device.isNoiommu) {
+        this.#vfio.iommu.preserveDevice(device.pci);
+        undo(() => this.#vfio.iommu.unpreserveDevice(device.pci));
+      }
+      const pa = this.#mm.alloc(ORDER);
+      undo(() => this.#mm.free(pa, ORDER));
+      this.#write(pa, device, iommufdToken, hwptIndex);
+      this.#kho.preserve(pa, ORDER);
+      undo(() => this.#kho.unpreserve(pa, ORDER));
+      this.#vfio.faults.point("vfio.preserve:done");
+      device.isPreserved = true;
+      iommufd.setDevicePreserved(handle, true);
+      return BigInt(pa);
+    });
+  }
+
+  unpreserve({ file, data }: PreserveArgs & { readonly data: bigint }): void {
+    assert(file instanceof VfioDeviceFile, "not a VFIO device");
+    const { device } = file;
+    device.iommufd.setDevicePreserved(device.handle, false);
+    device.isPreserved = false;
+    this.#kho.unpreserve(Number(data), ORDER);
+    this.#mm.free(Number(data), ORDER);
+    if (!device.isNoiommu) this.#vfio.iommu.unpreserveDevice(device.pci);
+    this.#pci.unpreserve(device.pci);
+  }
+
+  /** The VMM may have changed its interrupts since `preserve`, and may have some that it has not read. */
+  freeze({ file, session, data }: PreserveArgs & { readonly data: bigint }): bigint {
+    assert(file instanceof VfioDeviceFile, "not a VFIO device");
+    const { device } = file;
+    this.#vfio.faults.point("vfio.freeze:write");
+    const iommufdToken = session.tokenOf(device.iommufd);
+    assert(iommufdToken !== null, "an iommufd has left its session");
+    const hwptIndex = device.iommufd.preservedIndexOf(device.handle);
+    this.#write(Number(data), device, iommufdToken, hwptIndex);
+    return data;
+  }
+
+  #write(pa: number, device: VfioDevice, iommufdToken: bigint, hwptIndex: number): void {
+    const { pci } = device;
+    vfio_pci_ser.write(this.#memory, pa, {
+      segment: pci.segment,
+      bdf: pci.bdf,
+      vendor_id: pci.vendorId,
+      device_id: pci.deviceId,
+      flags:
+        (device.isNoiommu ? VFIO_PCI_NOIOMMU : 0) |
+        (device.msiEnabled ? VFIO_PCI_MSI_ENABLED : 0) |
+        (device.hasUnreadInterrupt ? VFIO_PCI_MSI_UNREAD : 0),
+      msi_vector: device.msiVector,
+      iommufd_token: iommufdToken,
+      hwpt_index: hwptIndex,
+      reserved: 0,
+    });
+  }
+
+  /** Needs the functions to be enumerated: the hardware must be as the record says. */
+  decode(incoming: IncomingMemory, data: bigint, field: string): DecodedVfioDevice {
+    const name = (member: string) => `${field} vfio_pci_ser.${member}`;
+    const pa = Number(data);
+    if (!isAligned(pa, PAGE_SIZE) || !incoming.isPreserved(pa, PAGE_SIZE))
+      throw new HandoverError(`${field} data`, `${hex(data)} is no preserved page`);
+    incoming.claim(pa, ORDER, `${field} data`);
+    const ser = vfio_pci_ser.read(incoming.memory, pa);
+
+    const pci = this.#pci.find(ser.segment, ser.bdf);
+    if (pci === null || pci.isBridge)
+      throw new HandoverError(name("bdf"), `${pciName(ser.segment, ser.bdf)} is no device here`);
+    const decoded = this.#decoded.get(incoming) ?? new Set<PciFunction>();
+    if (decoded.has(pci))
+      throw new HandoverError(name("bdf"), `${pciName(ser.segment, ser.bdf)} is named twice`);
+    if (ser.vendor_id !== pci.vendorId)
+      throw new HandoverError(name("vendor_id"), `the device's is ${hex(pci.vendorId)}`);
+    if (ser.device_id !== pci.deviceId)
+      throw new HandoverError(name("device_id"), `the device's is ${hex(pci.deviceId)}`);
+    const has = (flag: number) => (ser.flags & flag) !== 0;
+    if (
+      (ser.flags & ~VFIO_PCI_FLAGS_ALL) !== 0 ||
+      has(VFIO_PCI_NOIOMMU) === this.#vfio.iommu.isTranslated(pci) ||
+      has(VFIO_PCI_MSI_ENABLED) !== (enabledMsiVector(pci) !== 0) ||
+      (has(VFIO_PCI_MSI_UNREAD) && !has(VFIO_PCI_MSI_ENABLED))
+    )
+      throw new HandoverError(name("flags"), `${hex(ser.flags)} do not match the device`);
+    if (ser.msi_vector !== enabledMsiVector(pci))
+      throw new HandoverError(name("msi_vector"), `the device's is ${enabledMsiVector(pci)}`);
+    for (const other of decoded)
+      if (ser.msi_vector !== 0 && enabledMsiVector(other) === ser.msi_vector)
+        throw new HandoverError(name("msi_vector"), `${ser.msi_vector} is another device's too`);
+    if (ser.reserved !== 0) throw new HandoverError(name("reserved"), "is not 0");
+    this.#decoded.set(incoming, decoded.add(pci));
+    return {
+      pa,
+      pci,
+      isNoiommu: has(VFIO_PCI_NOIOMMU),
+      hasUnreadInterrupt: has(VFIO_PCI_MSI_UNREAD),
+      iommufdToken: ser.iommufd_token,
+      hwptIndex: ser.hwpt_index,
+    };
+  }
+
+  /**
+   * @throws {KernelError} EINVAL the iommufd is not in the session, or the device does not use the HWPT; EPERM it has
+   *   no IOMMU and no-IOMMU mode was not asked for; what retrieving the iommufd throws; ENOMEM
+   */
+  retrieve({
+    session,
+    data,
+  }: {
+    readonly session: SessionView;
+    readonly data: DecodedVfioDevice;
+  }): File {
+    const device = this.#device(data);
+    this.#vfio.checkAllowed(device, RETRIEVE);
+    const iommufd = session.incomingFile(data.iommufdToken);
+    if (!(iommufd instanceof IommufdFile))
+      throw new KernelError("EINVAL", RETRIEVE, `token ${hex(data.iommufdToken)} is no iommufd`);
+    device.adopt(iommufd, data.hwptIndex, data.hasUnreadInterrupt);
+    return new VfioDeviceFile(device, true);
+  }
+
+  /** A device that was retrieved must have left the previous kernel's HWPT. */
+  canFinish({ file }: { readonly file: File | null }): boolean {
+    return !(file instanceof VfioDeviceFile) || file.device.handle.hwpt?.ioas !== null;
+  }
+
+  finish({ data, file }: { readonly data: DecodedVfioDevice; readonly file: File | null }): void {
+    if (file === null) this.#device(data).discard();
+    this.#pci.finish(data.pci);
+    this.#iommufd.freeUnowned();
+    this.#kho.restore(data.pa, ORDER);
+    this.#mm.free(data.pa, ORDER);
+  }
+
+  #device({ pci }: DecodedVfioDevice): VfioDevice {
+    const device = this.#vfio.find(pci);
+    assert(device !== null, "an incoming function was not probed");
+    return device;
+  }
+}
