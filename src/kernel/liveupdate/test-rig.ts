@@ -5,6 +5,13 @@
  * starts from the boot parameters alone.
  * @module
  */
+import {
+  LIVEUPDATE_SESSION_PRESERVE_FD,
+  LIVEUPDATE_SESSION_PRESERVE_FD_ARG,
+  LIVEUPDATE_SESSION_RETRIEVE_FD,
+  LIVEUPDATE_SESSION_RETRIEVE_FD_ARG,
+} from "../../abi/uapi/liveupdate.ts";
+import { ByteWords } from "../../abi/words.ts";
 import { FaultInjector } from "../../base/fault-injector.ts";
 import { MIB } from "../../base/units.ts";
 import { keptRanges } from "../../machine/embedded/kexec-kept.ts";
@@ -19,7 +26,13 @@ import { Shmem } from "../shmem/memfd.ts";
 import { MemfdHandler } from "../shmem/memfd-handler.ts";
 import { DescriptorTable } from "../vfs/fd-table.ts";
 import { File } from "../vfs/file.ts";
-import type { FileHandler, FileLifecycleBound, PreserveArgs, SessionView } from "./file-handler.ts";
+import type {
+  FileHandler,
+  FileLifecycleBound,
+  FinishArgs,
+  PreserveArgs,
+  RetrieveArgs,
+} from "./file-handler.ts";
 import { LiveUpdate } from "./live-update.ts";
 
 const RAM_BYTES = 64 * MIB;
@@ -129,6 +142,24 @@ export class Rig {
     request: number,
     argument: { readonly bytes: Uint8Array },
   ): number => this.fds.get(fd).ioctl(request, argument, this.fds);
+}
+
+/** Preserves a file by the ioctl of its session, which takes over the file's reference. */
+export function preserveFile(rig: Rig, session: File, file: File, token: bigint): void {
+  const layout = LIVEUPDATE_SESSION_PRESERVE_FD_ARG;
+  const bytes = new Uint8Array(layout.sizeBytes);
+  const fd = rig.fds.install(file);
+  layout.write(new ByteWords(bytes), 0, { size: bytes.length, fd, token });
+  session.ioctl(LIVEUPDATE_SESSION_PRESERVE_FD, { bytes }, rig.fds);
+}
+
+/** Retrieves a file by the ioctl of its session. */
+export function retrieveFile(rig: Rig, session: File, token: bigint): File {
+  const layout = LIVEUPDATE_SESSION_RETRIEVE_FD_ARG;
+  const bytes = new Uint8Array(layout.sizeBytes);
+  layout.write(new ByteWords(bytes), 0, { size: bytes.length, fd: -1, token });
+  session.ioctl(LIVEUPDATE_SESSION_RETRIEVE_FD, { bytes }, rig.fds);
+  return rig.fds.get(layout.read(new ByteWords(bytes), 0).fd);
 }
 
 /** A file with a number for a state. */
