@@ -6,7 +6,7 @@ import { KHO_KEXEC_METADATA } from "../../abi/kexec-metadata.ts";
 import { encodeKhoFdt, type KhoSubtree } from "../../abi/kho.ts";
 import { ByteWords } from "../../abi/words.ts";
 import { FaultInjector } from "../../base/fault-injector.ts";
-import { GIB, MIB, orderBytes, PAGE_SIZE } from "../../base/units.ts";
+import { GIB, MIB, PAGE_SIZE } from "../../base/units.ts";
 import type { KhoBootParameters } from "../../machine/machine.ts";
 import { createSharedRam, ObservedRam, Ram } from "../../machine/physical-memory.ts";
 import { BuddyAllocator } from "../mm/buddy-allocator.ts";

@@ -7,7 +7,6 @@ import { type ErrnoCode, isKernelError, KernelError } from "../../base/errno.ts"
 import { FaultInjector } from "../../base/fault-injector.ts";
 import { MIB, orderBytes, PAGE_SIZE } from "../../base/units.ts";
 import { keptRanges } from "../../machine/embedded/kexec-kept.ts";
-import { scribble } from "../../machine/embedded/kexec-scribble.ts";
 import type { KhoBootParameters, MemoryRange } from "../../machine/machine.ts";
 import { createSharedRam, Ram } from "../../machine/physical-memory.ts";
 import { BuddyAllocator } from "../mm/buddy-allocator.ts";
@@ -26,7 +25,6 @@ const FIRMWARE = {
 /** Memory that outlives kernels, and what is a kernel's part in a jump. */
 class Box {
   readonly memory = new Ram(createSharedRam(FIRMWARE.memory));
-  #jumps = 0;
 
   boot(
     kho: KhoBootParameters | null,
@@ -59,7 +57,11 @@ class Box {
   jump(parameters: KhoBootParameters): KhoBootParameters {
     const kept = keptRanges(this.memory, parameters);
     assert.equal(kept.problem, null);
-    scribble(this.memory, FIRMWARE.memory, kept.ranges, ++this.#jumps);
+    const isKept = (pa: number) =>
+      kept.ranges.some((range) => pa >= range.start && pa < range.start + range.lengthBytes);
+    for (const { start, lengthBytes } of FIRMWARE.memory)
+      for (let pa = start; pa < start + lengthBytes; pa += PAGE_SIZE)
+        if (this.memory.isTouched(pa) && !isKept(pa)) this.memory.fill(pa, PAGE_SIZE, 0xa5);
     return parameters;
   }
 
