@@ -7,6 +7,8 @@
  * machines back: each runs as soon as its memory and registers are there; the rest is off the critical path.
  * @module
  */
+
+import { LINUX_REBOOT_CMD_KEXEC } from "../abi/uapi/reboot.ts";
 import { KernelError } from "../base/errno.ts";
 import { withUndo } from "../base/undo.ts";
 import type { Host } from "../host/host.ts";
@@ -18,7 +20,7 @@ import {
   retrieveSession,
 } from "../host/liveupdate.ts";
 import { MemfdRecord } from "../host/memfd-record.ts";
-import { LINUX_REBOOT_CMD_KEXEC } from "../abi/uapi/reboot.ts";
+import type { ManagedVm, RestoredVm } from "../vmm/managed-vm.ts";
 import {
   AGENT_SESSION,
   JOURNAL_SLOT_BYTES,
@@ -26,7 +28,6 @@ import {
   type Journal,
   type PhaseRecord,
 } from "./journal.ts";
-import type { ManagedVm, RestoredVm } from "../vmm/managed-vm.ts";
 import { type Preflight, preflight } from "./preflight.ts";
 
 /** Attempts at a step of the restoration that may be repeated. */

@@ -1,10 +1,5 @@
 /** Where a file's bytes lie in physical memory (memfs) or on a device. @module */
-import {
-  FIEMAP,
-  FIEMAP_EXTENT,
-  FIEMAP_EXTENT_LAST,
-  FS_IOC_FIEMAP,
-} from "../abi/uapi/fiemap.ts";
+import { FIEMAP, FIEMAP_EXTENT, FIEMAP_EXTENT_LAST, FS_IOC_FIEMAP } from "../abi/uapi/fiemap.ts";
 import { ByteWords } from "../abi/words.ts";
 import type { Host } from "./host.ts";
 

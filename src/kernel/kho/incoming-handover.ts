@@ -146,6 +146,18 @@ export class IncomingHandover implements IncomingMemory {
     return true;
   }
 
+  /**
+   * Forgets who has claimed and taken what: for another attempt at a boot that failed. The pages themselves must be as
+   * the previous kernel left them.
+   */
+  startOver(): void {
+    this.#claimedBy.clear();
+    for (const pa of this.ownPages) this.claim(pa, 0, "kexec handover");
+    this.#taken.fill(0);
+    this.#untakenPages = 0;
+    for (let i = 0; i < this.count; i++) this.#untakenPages += 2 ** this.order(i);
+  }
+
   /** 4 KiB pages in blocks that nobody has taken over. */
   untakenPages(): number {
     return this.#untakenPages;

@@ -63,6 +63,7 @@ export class BuddyAllocator implements PageAllocator {
   /** Sorted by address. */
   readonly #zones: Zone[] = [];
   readonly #zonesOfNode: Zone[][] = [];
+  #held: { readonly pa: number; readonly order: number }[] | null = null;
 
   /**
    * @throws {KernelError} EINVAL when a carve-out is empty, not page aligned, not RAM, or overlaps another,
@@ -111,7 +112,27 @@ export class BuddyAllocator implements PageAllocator {
   }
 
   free(pa: number, order: number): void {
-    this.#zoneOfBlock(pa, order, "free").free(pa, order);
+    const zone = this.#zoneOfBlock(pa, order, "free");
+    if (this.#held === null) return zone.free(pa, order);
+    assert(zone.isAllocated(pa, order), `free of ${hex(pa)}: not an allocated block of that order`);
+    this.#held.push({ pa, order });
+  }
+
+  /**
+   * From here to {@link releaseFrees} nothing that is freed is given out again. A boot holds frees until it cannot fail
+   * any more: what it has read of a handover and freed is then still there for another attempt.
+   */
+  holdFrees(): void {
+    assert(this.#held === null, "frees are held already");
+    this.#held = [];
+  }
+
+  /** Frees all that was held back. */
+  releaseFrees(): void {
+    const held = this.#held;
+    assert(held !== null, "frees are held");
+    this.#held = null;
+    for (const { pa, order } of held) this.free(pa, order);
   }
 
   adopt(pa: number, order: number): void {
