@@ -15,7 +15,7 @@ import { ByteWords } from "../../abi/words.ts";
 import { FaultInjector } from "../../base/fault-injector.ts";
 import { MIB } from "../../base/units.ts";
 import { keptRanges } from "../../machine/embedded/kexec-kept.ts";
-import { scribble } from "../../machine/embedded/kexec-scribble.ts";
+import { scribble, scribblePattern } from "../../machine/embedded/kexec-scribble.ts";
 import type { KhoBootParameters } from "../../machine/machine.ts";
 import { createSharedRam, Ram } from "../../machine/physical-memory.ts";
 import { IncomingHandover } from "../kho/incoming-handover.ts";
@@ -36,6 +36,8 @@ import type {
 import { LiveUpdate } from "./live-update.ts";
 
 const RAM_BYTES = 64 * MIB;
+/** What lost memory holds. */
+const PATTERN = scribblePattern(1);
 const SCRATCH = { lowmemBytes: 4 * MIB, globalBytes: 0, perNodeBytes: 0 };
 
 /** What a rig is made with. */
@@ -113,7 +115,7 @@ export class Rig {
   static enter(ram: Ram, parameters: KhoBootParameters, options: RigOptions): Rig {
     const kept = keptRanges(ram, parameters);
     if (kept.problem !== null) throw new Error(kept.problem);
-    scribble(ram, ram.ranges, kept.ranges, 1);
+    scribble(ram, ram.ranges, kept.ranges, PATTERN);
     return new Rig(ram, options, parameters);
   }
 
