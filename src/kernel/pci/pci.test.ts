@@ -331,8 +331,8 @@ test("enumerate() sets up afresh what an earlier kernel has left", () => {
   const first = coldBoot(hw).core;
   for (const f of first.functions) f.setBusMaster(true);
   // Both bridges lead to the same bus now, and the BARs are nowhere.
-  at(first, 0x0).configWrite(reg.PCI_PRIMARY_BUS, 4, 0x3f0900);
-  at(first, 0x8).configWrite(reg.PCI_PRIMARY_BUS, 4, 0x3f0900);
+  at(first, 0x0).configWrite(reg.PCI_PRIMARY_BUS, 4, 0x3f0100);
+  at(first, 0x8).configWrite(reg.PCI_PRIMARY_BUS, 4, 0x3f0100);
   const { core } = coldBoot(hw);
   assert.equal(core.functions.length, 5);
   checkHierarchy(hw, core);
@@ -745,6 +745,39 @@ test("decode() refuses bad addresses, counts and sizes of the block", () => {
       () => next.core.flb.decode(next.pages.incoming, data, "flb"),
       (e) => e instanceof HandoverError && /data/.test(e.field),
     );
+});
+
+test("decode() refuses BARs that cannot be where they are, though the hardware says so too", () => {
+  const move = (hw: Hardware, pa: number, record: number, bdf: number, address: number) => {
+    hw.mmio.write(0xc0000000 + bdf * 4096 + reg.PCI_BASE_ADDRESS_0, 4, address);
+    hw.memory.store32(recordAt(pa, record) + PCI_FUNCTION_SER.offset.bar0, address);
+  };
+  const barOf = (hw: Hardware, bdf: number) =>
+    hw.mmio.read(0xc0000000 + bdf * 4096 + reg.PCI_BASE_ADDRESS_0, 4);
+  refuses(/\[3\]\.bar_size_lg2\[0\]/, (hw, pa) => move(hw, pa, 3, 0x100, 0x40000000));
+  refuses(/\[5\]\.bar_size_lg2\[0\]/, (hw, pa) => move(hw, pa, 5, 0x200, barOf(hw, 0x100)));
+  refuses(/\[3\]\.bar_size_lg2\[0\]/, (hw, pa) => {
+    // 2^30 bytes do not start at 0xd000_0000 or anywhere near.
+    hw.memory.store8(recordAt(pa, 3) + PCI_FUNCTION_SER.offset.bar_size_lg2, 30);
+  });
+  refuses(/\[3\]\.bar_size_lg2\[0\]/, (hw, pa) => {
+    // Aligned, but longer than the rest of the window.
+    move(hw, pa, 3, 0x100, 0xd4000000);
+    hw.memory.store8(recordAt(pa, 3) + PCI_FUNCTION_SER.offset.bar_size_lg2, 26);
+    hw.firmware.mmioWindows[0].lengthBytes = 96 * MIB;
+  });
+});
+
+test("decode() refuses a function whose bridge is not in it", () => {
+  refuses(/\[2\]\.bdf/, (hw, pa) => {
+    for (let i = 1; i < 6; i++)
+      PCI_FUNCTION_SER.write(
+        hw.memory,
+        recordAt(pa, i),
+        PCI_FUNCTION_SER.read(hw.memory, recordAt(pa, i + 1)),
+      );
+    hw.memory.store32(pa, 6);
+  });
 });
 
 test("decode() refuses records twice, and a function whose bridge is not preserved", () => {

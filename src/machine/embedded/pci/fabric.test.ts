@@ -253,6 +253,39 @@ test("config accesses pass nested bridges only within their bus ranges", () => {
   assert.equal(config.read(0x210, pci.PCI_VENDOR_ID, 2), 0xffff);
 });
 
+test("DMA from behind two bridges needs bus mastering of both", () => {
+  const { fabric, config } = machine();
+  const port = fabric.addBridge({ parent: null, device: 1, function: 0 });
+  const upstream = fabric.addBridge({ parent: port, device: 0, function: 0 });
+  const { model } = fabric.addEndpoint(
+    { parent: upstream, device: 2, function: 0 },
+    (dma) => new Scratch(dma, []),
+  );
+  const { dma } = model as Scratch;
+  config.write(8, pci.PCI_PRIMARY_BUS, 4, 0x00020100);
+  config.write(0x100, pci.PCI_PRIMARY_BUS, 4, 0x00020201);
+  const path = [8, 0x100, 0x210];
+  for (const bdf of path) config.write(bdf, pci.PCI_COMMAND, 2, ON);
+  assert.ok(dma.write(0x1000, FOUR()));
+  for (const bdf of path) {
+    config.write(bdf, pci.PCI_COMMAND, 2, 0);
+    assert.equal(dma.write(0x1000, FOUR()), false, bdf.toString(16));
+    config.write(bdf, pci.PCI_COMMAND, 2, ON);
+  }
+});
+
+test("a bus that two bridges claim cannot be reached", () => {
+  const { fabric, config } = machine();
+  for (const device of [1, 2]) {
+    const parent = fabric.addBridge({ parent: null, device, function: 0 });
+    fabric.addEndpoint({ parent, device: 0, function: 0 }, (dma) => new Scratch(dma, []));
+  }
+  config.write(1 << 3, pci.PCI_PRIMARY_BUS, 4, 0x00010100);
+  assert.equal(config.read(0x100, pci.PCI_VENDOR_ID, 2), 0x1234);
+  config.write(2 << 3, pci.PCI_PRIMARY_BUS, 4, 0x00010100);
+  assert.equal(config.read(0x100, pci.PCI_VENDOR_ID, 2), 0xffff);
+});
+
 const MSI = 0xd0;
 function programMsi(config: ReturnType<typeof machine>["config"], at: number): void {
   config.write(DEVICE, at + pci.PCI_MSI_ADDRESS_LO, 4, 0xfee00000);

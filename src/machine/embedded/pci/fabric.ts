@@ -122,11 +122,12 @@ export class PciFabric {
     let at = this.#root;
     while (at.number !== bus) {
       let next: FabricBus | null = null;
-      for (const child of at.functions.values())
-        if (child instanceof PciBridge && child.leadsTo(bus)) {
-          next = child;
-          break;
-        }
+      for (const child of at.functions.values()) {
+        if (!(child instanceof PciBridge && child.leadsTo(bus))) continue;
+        // Two bridges that claim one bus answer over one another: nothing useful comes back.
+        if (next !== null) return null;
+        next = child;
+      }
       if (next === null) return null;
       at = next;
     }
