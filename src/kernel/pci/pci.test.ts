@@ -757,8 +757,9 @@ test("decode() refuses BARs that cannot be where they are, though the hardware s
   refuses(/\[3\]\.bar_size_lg2\[0\]/, (hw, pa) => move(hw, pa, 3, 0x100, 0x40000000));
   refuses(/\[5\]\.bar_size_lg2\[0\]/, (hw, pa) => move(hw, pa, 5, 0x200, barOf(hw, 0x100)));
   refuses(/\[3\]\.bar_size_lg2\[0\]/, (hw, pa) => {
-    // 2^30 bytes do not start at 0xd000_0000 or anywhere near.
-    hw.memory.store8(recordAt(pa, 3) + PCI_FUNCTION_SER.offset.bar_size_lg2, 30);
+    // In the window, overlaps nothing, but is not aligned to 256 KiB.
+    move(hw, pa, 3, 0x100, 0xd4020000);
+    hw.memory.store8(recordAt(pa, 3) + PCI_FUNCTION_SER.offset.bar_size_lg2, 18);
   });
   refuses(/\[3\]\.bar_size_lg2\[0\]/, (hw, pa) => {
     // Aligned, but longer than the rest of the window.
