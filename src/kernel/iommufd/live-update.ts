@@ -33,7 +33,9 @@ import type { IncomingMemory } from "../kho/incoming.ts";
 import type {
   FileHandler,
   FileLifecycleBound,
+  FinishArgs,
   PreserveArgs,
+  RetrieveArgs,
   SessionView,
 } from "../liveupdate/file-handler.ts";
 import type { PageAllocator } from "../mm/page-allocator.ts";
@@ -239,13 +241,7 @@ export class IommufdFileHandler implements FileHandler<DecodedIommufd> {
   }
 
   /** @throws {KernelError} EINVAL when a domain is not in the handover, or a file does not hold an area; ENOMEM */
-  retrieve({
-    session,
-    data,
-  }: {
-    readonly session: SessionView;
-    readonly data: DecodedIommufd;
-  }): File {
+  retrieve({ session, data }: RetrieveArgs<DecodedIommufd>): File {
     return withUndo((undo) => {
       const file = this.#iommufd.open();
       undo(() => file.put());
@@ -269,11 +265,11 @@ export class IommufdFileHandler implements FileHandler<DecodedIommufd> {
     });
   }
 
-  canFinish({ file }: { readonly file: File | null }): boolean {
+  canFinish({ file }: FinishArgs<DecodedIommufd>): boolean {
     return !(file instanceof IommufdFile) || !file.usesRestored;
   }
 
-  finish({ data, file }: { readonly data: DecodedIommufd; readonly file: File | null }): void {
+  finish({ data, file }: FinishArgs<DecodedIommufd>): void {
     if (file instanceof IommufdFile) file.freeRestored();
     else
       for (const { domainId } of data.hwpts) {

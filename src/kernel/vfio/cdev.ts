@@ -15,12 +15,12 @@ import { KernelError } from "../../base/errno.ts";
 import { isIndex } from "../../base/units.ts";
 import { IommufdFile } from "../iommufd/context.ts";
 import type { PciBar } from "../pci/function.ts";
+import { readMsi } from "../pci/msi.ts";
 import { Eventfd } from "../vfs/eventfd.ts";
 import { type FdTable, File, type FileStat } from "../vfs/file.ts";
 import { copyStructFromUser, copyStructToUser } from "../vfs/user-argument.ts";
 import { type Registers, readRegisters, writeRegisters } from "./bar-access.ts";
 import type { VfioDevice } from "./device.ts";
-import { hasMsi } from "./msi.ts";
 
 type Fields = Record<string, FieldType<unknown>>;
 
@@ -173,7 +173,7 @@ export class VfioDeviceFile extends File {
   }
 
   #irqCount(index: number): number {
-    return index === uapi.VFIO_PCI_MSI_IRQ_INDEX && hasMsi(this.device.pci) ? 1 : 0;
+    return index === uapi.VFIO_PCI_MSI_IRQ_INDEX && readMsi(this.device.pci) !== null ? 1 : 0;
   }
 
   /**

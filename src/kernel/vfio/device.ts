@@ -22,10 +22,11 @@ import { withUndo } from "../../base/undo.ts";
 import type { IommufdFile } from "../iommufd/context.ts";
 import type { Device as IommufdDevice } from "../iommufd/objects.ts";
 import { type PciBar, type PciFunction, pciName } from "../pci/function.ts";
+import { disableMsi, enableMsi } from "../pci/msi.ts";
 import type { Eventfd } from "../vfs/eventfd.ts";
 import type { Registers } from "./bar-access.ts";
 import { ConfigSpace } from "./config-space.ts";
-import { disableMsi, enabledMsiVector, enableMsi } from "./msi.ts";
+import { enabledMsiVector } from "./msi-vector.ts";
 import type { VfioPci } from "./vfio-pci.ts";
 
 /** An enabled MSI. */
@@ -113,7 +114,7 @@ export class VfioDevice {
       undo(() => iommufd.unbindDevice(handle));
       this.#vfio.faults.point("vfio.bind:enable");
       this.pci.setBusMaster(false);
-      disableMsi(this.pci);
+      this.#silence();
       if (this.canReset) this.pci.reset();
       const command = this.pci.configRead(PCI_COMMAND, 2);
       this.pci.configWrite(PCI_COMMAND, 2, command | PCI_COMMAND_MEMORY);
@@ -162,7 +163,7 @@ export class VfioDevice {
   discard(): void {
     assert(!this.isBound, `${this.name} is discarded while it is open`);
     this.pci.setBusMaster(false);
-    disableMsi(this.pci);
+    this.#silence();
     if (this.#incomingVector !== 0) this.#vfio.vectors.free(this.#incomingVector);
     this.#incomingVector = 0;
     if (!this.isNoiommu) this.#vfio.iommu.block(this.pci);
@@ -271,11 +272,16 @@ export class VfioDevice {
 
   disableMsi(): void {
     if (this.#msi === null) return;
-    disableMsi(this.pci);
+    this.#silence();
     this.#vfio.vectors.free(this.#msi.vector);
     this.#msi.eventfd?.put();
     this.#msi = null;
     this.#vfio.msiChanged();
+  }
+
+  /** Ends the function's MSIs. */
+  #silence(): void {
+    if (enabledMsiVector(this.pci) !== 0) disableMsi(this.pci);
   }
 
   #makeConfig(): ConfigSpace {

@@ -23,7 +23,7 @@ import { assert } from "../../base/assert.ts";
 import { KernelError } from "../../base/errno.ts";
 import { withUndo } from "../../base/undo.ts";
 import { hex, isAligned, PAGE_SIZE } from "../../base/units.ts";
-import type { PhysicalMemory } from "../../machine/machine.ts";
+import type { Machine, PhysicalMemory } from "../../machine/machine.ts";
 import { IommufdFile } from "../iommufd/context.ts";
 import type { Iommufd } from "../iommufd/iommufd.ts";
 import type { KexecHandover } from "../kho/handover.ts";
@@ -31,15 +31,18 @@ import type { IncomingMemory } from "../kho/incoming.ts";
 import type {
   FileHandler,
   FileLifecycleBound,
+  FinishArgs,
   PreserveArgs,
-  SessionView,
+  RetrieveArgs,
 } from "../liveupdate/file-handler.ts";
 import type { PageAllocator } from "../mm/page-allocator.ts";
+import { ConfigAccess } from "../pci/config-access.ts";
+import { PciDevice } from "../pci/device.ts";
 import { type PciFunction, type PciRoot, pciName } from "../pci/function.ts";
 import type { File } from "../vfs/file.ts";
 import { VfioDeviceFile } from "./cdev.ts";
 import type { VfioDevice } from "./device.ts";
-import { enabledMsiVector } from "./msi.ts";
+import { enabledMsiVector } from "./msi-vector.ts";
 import type { VfioPci } from "./vfio-pci.ts";
 
 const PRESERVE = "LIVEUPDATE_SESSION_PRESERVE_FD";
@@ -48,7 +51,8 @@ const ORDER = 0;
 
 export interface DecodedVfioDevice {
   readonly pa: number;
-  readonly pci: PciFunction;
+  readonly segment: number;
+  readonly bdf: number;
   readonly isNoiommu: boolean;
   readonly hasUnreadInterrupt: boolean;
   readonly iommufdToken: bigint;
@@ -64,8 +68,10 @@ export class VfioPciFileHandler implements FileHandler<DecodedVfioDevice> {
   readonly #memory: PhysicalMemory;
   readonly #mm: PageAllocator;
   readonly #kho: KexecHandover;
+  /** Finds functions before the PCI core has any: decoders run first. */
+  readonly #config: ConfigAccess;
   /** Functions that one handover has named so far. */
-  readonly #decoded = new WeakMap<IncomingMemory, Set<PciFunction>>();
+  readonly #decoded = new WeakMap<IncomingMemory, PciFunction[]>();
 
   /** @param dependencies - `pciFlb`: the PCI root's part of a handover */
   constructor(dependencies: {
@@ -73,14 +79,16 @@ export class VfioPciFileHandler implements FileHandler<DecodedVfioDevice> {
     readonly iommufd: Iommufd;
     readonly pci: PciRoot;
     readonly pciFlb: FileLifecycleBound;
-    readonly memory: PhysicalMemory;
+    readonly machine: Pick<Machine, "memory" | "mmio" | "firmware">;
     readonly mm: PageAllocator;
     readonly kho: KexecHandover;
   }) {
+    const { machine } = dependencies;
     this.#vfio = dependencies.vfio;
     this.#iommufd = dependencies.iommufd;
     this.#pci = dependencies.pci;
-    this.#memory = dependencies.memory;
+    this.#config = new ConfigAccess(machine.mmio, machine.firmware.ecams);
+    this.#memory = machine.memory;
     this.#mm = dependencies.mm;
     this.#kho = dependencies.kho;
     this.flbs = [dependencies.pciFlb, dependencies.vfio.iommu.flb];
@@ -170,7 +178,7 @@ export class VfioPciFileHandler implements FileHandler<DecodedVfioDevice> {
     });
   }
 
-  /** Needs the functions to be enumerated: the hardware must be as the record says. */
+  /** Looks at the hardware too: it must be as the record says. */
   decode(incoming: IncomingMemory, data: bigint, field: string): DecodedVfioDevice {
     const name = (member: string) => `${field} vfio_pci_ser.${member}`;
     const pa = Number(data);
@@ -178,13 +186,17 @@ export class VfioPciFileHandler implements FileHandler<DecodedVfioDevice> {
       throw new HandoverError(`${field} data`, `${hex(data)} is no preserved page`);
     incoming.claim(pa, ORDER, `${field} data`);
     const ser = vfio_pci_ser.read(incoming.memory, pa);
+    const { segment, bdf } = ser;
 
-    const pci = this.#pci.find(ser.segment, ser.bdf);
-    if (pci === null || pci.isBridge)
-      throw new HandoverError(name("bdf"), `${pciName(ser.segment, ser.bdf)} is no device here`);
-    const decoded = this.#decoded.get(incoming) ?? new Set<PciFunction>();
-    if (decoded.has(pci))
-      throw new HandoverError(name("bdf"), `${pciName(ser.segment, ser.bdf)} is named twice`);
+    if (!this.#config.reaches(segment, bdf))
+      throw new HandoverError(name("segment"), `${pciName(segment, bdf)} is on no bus here`);
+    if (!this.#config.exists(segment, bdf))
+      throw new HandoverError(name("bdf"), `${pciName(segment, bdf)} does not answer`);
+    const pci = new PciDevice(this.#config, segment, bdf, null);
+    if (pci.isBridge) throw new HandoverError(name("bdf"), `${pci.name} is a bridge`);
+    const decoded = this.#decoded.get(incoming) ?? [];
+    if (decoded.some((other) => other.segment === segment && other.bdf === bdf))
+      throw new HandoverError(name("bdf"), `${pci.name} is named twice`);
     if (ser.vendor_id !== pci.vendorId)
       throw new HandoverError(name("vendor_id"), `the device's is ${hex(pci.vendorId)}`);
     if (ser.device_id !== pci.deviceId)
@@ -203,10 +215,11 @@ export class VfioPciFileHandler implements FileHandler<DecodedVfioDevice> {
       if (ser.msi_vector !== 0 && enabledMsiVector(other) === ser.msi_vector)
         throw new HandoverError(name("msi_vector"), `${ser.msi_vector} is another device's too`);
     if (ser.reserved !== 0) throw new HandoverError(name("reserved"), "is not 0");
-    this.#decoded.set(incoming, decoded.add(pci));
+    this.#decoded.set(incoming, [...decoded, pci]);
     return {
       pa,
-      pci,
+      segment,
+      bdf,
       isNoiommu: has(VFIO_PCI_NOIOMMU),
       hasUnreadInterrupt: has(VFIO_PCI_MSI_UNREAD),
       iommufdToken: ser.iommufd_token,
@@ -218,14 +231,15 @@ export class VfioPciFileHandler implements FileHandler<DecodedVfioDevice> {
    * @throws {KernelError} EINVAL the iommufd is not in the session, or the device does not use the HWPT; EPERM it has
    *   no IOMMU and no-IOMMU mode was not asked for; what retrieving the iommufd throws; ENOMEM
    */
-  retrieve({
-    session,
-    data,
-  }: {
-    readonly session: SessionView;
-    readonly data: DecodedVfioDevice;
-  }): File {
-    const device = this.#device(data);
+  retrieve({ session, data }: RetrieveArgs<DecodedVfioDevice>): File {
+    const pci = this.#pci.find(data.segment, data.bdf);
+    const device = pci === null ? null : this.#vfio.find(pci);
+    if (device === null)
+      throw new KernelError(
+        "EINVAL",
+        RETRIEVE,
+        `${pciName(data.segment, data.bdf)} was not handed over by the PCI core`,
+      );
     this.#vfio.checkAllowed(device, RETRIEVE);
     const iommufd = session.incomingFile(data.iommufdToken);
     if (!(iommufd instanceof IommufdFile))
@@ -235,21 +249,19 @@ export class VfioPciFileHandler implements FileHandler<DecodedVfioDevice> {
   }
 
   /** A device that was retrieved must have left the previous kernel's HWPT. */
-  canFinish({ file }: { readonly file: File | null }): boolean {
+  canFinish({ file }: FinishArgs<DecodedVfioDevice>): boolean {
     return !(file instanceof VfioDeviceFile) || file.device.handle.hwpt?.ioas !== null;
   }
 
-  finish({ data, file }: { readonly data: DecodedVfioDevice; readonly file: File | null }): void {
-    if (file === null) this.#device(data).discard();
-    this.#pci.finish(data.pci);
+  finish({ data, file }: FinishArgs<DecodedVfioDevice>): void {
+    const pci = this.#pci.find(data.segment, data.bdf);
+    // One that the PCI core did not get handed over is ordinary, and may have been opened since.
+    if (pci?.isIncoming === true) {
+      if (file === null) this.#vfio.find(pci)?.discard();
+      this.#pci.finish(pci);
+    }
     this.#iommufd.freeUnowned();
     this.#kho.restore(data.pa, ORDER);
     this.#mm.free(data.pa, ORDER);
-  }
-
-  #device({ pci }: DecodedVfioDevice): VfioDevice {
-    const device = this.#vfio.find(pci);
-    assert(device !== null, "an incoming function was not probed");
-    return device;
   }
 }
