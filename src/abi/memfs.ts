@@ -27,6 +27,11 @@ import { byteArray, cString, struct, u8, u16, u32, u64, type ValueOf } from "./s
 export const MEMFS_SUBTREE = "memfs";
 /** Changes with any layout in this file. */
 export const MEMFS_COMPATIBLE = "memfs-v1";
+/**
+ * A memfs file in a live-update session. Its `data` is the file itself: the store's slot in the root page (12 bits,
+ * at the top), the generation (24 bits), the inode number (28 bits).
+ */
+export const MEMFS_FILE_COMPATIBLE = "memfs-file-v1";
 
 export const MEMFS_ROOT = struct("memfs_root", {
   compatible: cString(16),

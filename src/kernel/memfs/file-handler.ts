@@ -8,14 +8,13 @@
  * unlinked while open, goes then.
  * @module
  */
+import { MEMFS_FILE_COMPATIBLE } from "../../abi/memfs.ts";
 import { assert } from "../../base/assert.ts";
 import type { IncomingMemory } from "../kho/incoming.ts";
 import type { FileHandler, PreserveArgs, SessionView } from "../liveupdate/file-handler.ts";
 import type { File } from "../vfs/file.ts";
 import type { Memfs, RetainedFile } from "./memfs.ts";
 import { MemfsFile } from "./memfs-file.ts";
-
-export const MEMFS_FILE_COMPATIBLE = "memfs-file-v1";
 
 export class MemfsFileHandler implements FileHandler<RetainedFile> {
   readonly compatible = MEMFS_FILE_COMPATIBLE;
