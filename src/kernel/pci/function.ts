@@ -34,7 +34,10 @@ export interface PciFunction {
   configWrite(offset: number, size: 1 | 2 | 4, value: number): void;
   /** Sets or clears the command register's bus master bit, and that of every bridge above when set. */
   setBusMaster(on: boolean): void;
-  /** Resets the function by the means it has (FLR). EINVAL-like failure: @throws {KernelError} ENOTTY when it has none */
+  /**
+   * Resets the function by the means it has (FLR); BARs, command register and MSI are as before afterwards.
+   * @throws {KernelError} ENOTTY when it has none; EBUSY while it is preserved; EIO when it does not come back
+   */
   reset(): void;
 }
 
