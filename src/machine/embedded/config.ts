@@ -211,3 +211,16 @@ export function standardConfig(options: StandardConfigOptions): MachineConfig {
   validateConfig(config);
   return config;
 }
+
+/** All NICs, segment by segment, in the order of their slots: the index is the NIC's id in its frames. */
+export function nicsOf(config: MachineConfig): (NicConfig & { readonly segment: number })[] {
+  const nics: (NicConfig & { segment: number })[] = [];
+  const collect = (slots: readonly SlotConfig[], segment: number): void => {
+    for (const slot of slots) {
+      if (slot.model === "root-port") collect(slot.children, segment);
+      else if (slot.model === "e1000e") nics.push({ ...slot, segment });
+    }
+  };
+  for (const [segment, { slots }] of config.segments.entries()) collect(slots, segment);
+  return nics;
+}

@@ -16,11 +16,11 @@ import type { Ram } from "../physical-memory.ts";
 const PIECE_BYTES = 2 * MIB;
 
 /**
- * Overwrites memory with pseudo-random bytes.
+ * Overwrites memory.
  *
  * @param ranges - what the kernel had: RAM without firmware's part
  * @param keep - sorted, not overlapping, any length
- * @param seed - of the bytes
+ * @param pattern - from {@link scribblePattern}
  * @param between - called after each piece of at most 2 MiB, so that devices can run on
  * @returns bytes overwritten
  */
@@ -28,45 +28,41 @@ export function scribble(
   ram: Ram,
   ranges: readonly MemoryRange[],
   keep: readonly MemoryRange[],
-  seed: number,
+  pattern: Uint8Array,
   between?: () => void,
 ): number {
-  const pattern = makePattern(seed);
   let overwritten = 0;
   let next = 0;
   for (const range of ranges) {
     const end = range.start + range.lengthBytes;
-    for (let at = range.start; at < end; ) {
+    let at = Math.max(range.start, ram.nextTouched(range.start));
+    while (at < end) {
       const pieceEnd = Math.min(end, at - (at % PIECE_BYTES) + PIECE_BYTES);
       while (next < keep.length && keep[next].start + keep[next].lengthBytes <= at) next++;
-      if (ram.isTouched(at)) {
-        let from = at;
-        for (let k = next; k < keep.length && keep[k].start < pieceEnd; k++) {
-          if (keep[k].start > from) {
-            overwrite(ram, pattern, from, keep[k].start);
-            overwritten += keep[k].start - from;
-          }
-          from = Math.max(from, keep[k].start + keep[k].lengthBytes);
-        }
-        if (from < pieceEnd) {
-          overwrite(ram, pattern, from, pieceEnd);
-          overwritten += pieceEnd - from;
-        }
-        between?.();
+      let from = at;
+      for (let k = next; k < keep.length && keep[k].start < pieceEnd; k++) {
+        if (keep[k].start > from) overwritten += overwrite(ram, pattern, from, keep[k].start);
+        from = Math.max(from, keep[k].start + keep[k].lengthBytes);
       }
-      at = pieceEnd;
+      if (from < pieceEnd) overwritten += overwrite(ram, pattern, from, pieceEnd);
+      between?.();
+      at = ram.nextTouched(pieceEnd);
     }
   }
   return overwritten;
 }
 
-function overwrite(ram: Ram, pattern: Uint8Array, start: number, end: number): void {
+/** @returns bytes overwritten */
+function overwrite(ram: Ram, pattern: Uint8Array, start: number, end: number): number {
   // A piece lies in an aligned 2 MiB, so within one window of RAM and within the pattern.
   const offset = start % PIECE_BYTES;
-  ram.view(start, end - start).set(pattern.subarray(offset, offset + (end - start)));
+  const lengthBytes = end - start;
+  ram.view(start, lengthBytes).set(pattern.subarray(offset, offset + lengthBytes));
+  return lengthBytes;
 }
 
-function makePattern(seed: number): Uint8Array {
+/** What to overwrite with: made beforehand, since the blackout is short. */
+export function scribblePattern(seed: number): Uint8Array {
   const words = new Uint32Array(PIECE_BYTES / 4);
   const prng = new Prng(seed);
   // One page of chance, repeated: a kernel cannot tell it from 2 MiB of it, and it is made in microseconds.
