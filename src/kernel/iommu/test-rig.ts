@@ -9,7 +9,7 @@ import { BugError } from "../../base/assert.ts";
 import { FaultInjector } from "../../base/fault-injector.ts";
 import { MIB } from "../../base/units.ts";
 import { keptRanges } from "../../machine/embedded/kexec-kept.ts";
-import { scribble } from "../../machine/embedded/kexec-scribble.ts";
+import { scribble, scribblePattern } from "../../machine/embedded/kexec-scribble.ts";
 import { MmioBus } from "../../machine/embedded/mmio-bus.ts";
 import {
   DEFAULT_VTD_CAPABILITIES,
@@ -28,11 +28,13 @@ import { Kho } from "../kho/kho.ts";
 import { Scratch } from "../kho/scratch.ts";
 import { BuddyAllocator } from "../mm/buddy-allocator.ts";
 import type { PciFunction } from "../pci/function.ts";
+import type { DecodedIommu } from "./handover-decoder.ts";
 import { VtdIommu } from "./vtd-iommu.ts";
 
 const MEMORY_BYTES = 64 * MIB;
 /** RMRRs lie in firmware's part of RAM, which no allocator has. */
 const FIRMWARE_BYTES = MIB;
+const SCRIBBLE = scribblePattern(1);
 const REGISTERS = 0xfed9_0000;
 const SCRATCH = { lowmemBytes: 4 * MIB, globalBytes: 4 * MIB, perNodeBytes: 4 * MIB };
 
@@ -69,7 +71,6 @@ export class Rig {
   beforeStore: (pa: number) => void = () => undefined;
   readonly #shared: SharedRam;
   readonly #mmio: MmioBus;
-  #seed = 1;
 
   constructor(options: RigOptions = {}) {
     this.#shared = createSharedRam([{ start: 0, lengthBytes: MEMORY_BYTES }]);
@@ -141,18 +142,18 @@ export class Rig {
     const parameters = kernel.kho.bootParameters();
     const kept = keptRanges(this.ram, parameters);
     if (kept.problem !== null) throw new BugError(kept.problem);
-    scribble(this.ram, this.firmware.memory, kept.ranges, this.#seed++);
+    scribble(this.ram, this.firmware.memory, kept.ranges, SCRIBBLE);
     return parameters;
   }
 
   /** Freeze, shutdown, the jump, and a kernel that has adopted the IOMMU. The FLB must be preserved. */
-  kexec(kernel: TestKernel, data: bigint): TestKernel {
+  kexec(kernel: TestKernel, data: bigint): TestKernel & { readonly adopted: DecodedIommu } {
     const frozen = kernel.iommu.flb.freeze?.(data) ?? data;
     kernel.iommu.shutdown();
     const next = this.boot(this.jump(kernel));
-    adopt(next, frozen);
+    const adopted = adopt(next, frozen);
     next.iommu.start();
-    return next;
+    return { ...next, adopted };
   }
 
   /** Where DMA of a function arrives, or -1. */
@@ -162,10 +163,12 @@ export class Rig {
 }
 
 /** Decodes and adopts a handover, as a boot does. */
-export function adopt(kernel: TestKernel, data: bigint): void {
+export function adopt(kernel: TestKernel, data: bigint): DecodedIommu {
   const { incoming } = kernel.kho;
   if (incoming === null) throw new BugError("a cold boot has nothing to adopt");
-  kernel.iommu.flb.adopt(kernel.iommu.flb.decode(incoming, data, "flb"));
+  const decoded = kernel.iommu.flb.decode(incoming, data, "flb");
+  kernel.iommu.flb.adopt(decoded);
+  return decoded;
 }
 
 /** A function as far as an IOMMU looks at it. */
