@@ -77,6 +77,9 @@ export class IommufdFileHandler implements FileHandler<DecodedIommufd> {
   /** What each preserved file holds: the block and the domains that were preserved for it. */
   readonly #outgoing = new Map<IommufdFile, { order: number; hwpts: readonly PagingHwpt[] }>();
 
+  /** Domains that one handover has named so far: each belongs to one HWPT of one iommufd. */
+  readonly #decodedDomains = new WeakMap<IncomingMemory, Set<number>>();
+
   constructor(dependencies: {
     readonly iommufd: Iommufd;
     readonly memory: PhysicalMemory;
@@ -199,7 +202,8 @@ export class IommufdFileHandler implements FileHandler<DecodedIommufd> {
       return ser;
     });
     const tokens = new Set<bigint>();
-    const domainIds = new Set<number>();
+    const domainIds = this.#decodedDomains.get(incoming) ?? new Set<number>();
+    this.#decodedDomains.set(incoming, domainIds);
     let areasLeft = header.area_count;
     const hwpts = sers.map((ser, i): DecodedHwpt => {
       const member = (m: string) => name(`iommufd_hwpt_ser[${i}].${m}`);

@@ -176,9 +176,9 @@ export class VfioDevice {
     if (this.#vfio.vectors.reserve(vector)) this.#incomingVector = vector;
   }
 
-  /** @throws {KernelError} EBUSY while the function waits for its session */
+  /** @throws {KernelError} EBUSY until the function's live-update session is finished */
   checkNotIncoming(op: string): void {
-    if (this.pci.isIncoming && !this.isBound)
+    if (this.pci.isIncoming)
       throw new KernelError("EBUSY", op, `${this.name} waits for its live-update session`);
   }
 

@@ -49,7 +49,7 @@ import { VfioPciFileHandler } from "./live-update.ts";
 import { VectorAllocator } from "./vectors.ts";
 import { VfioPci } from "./vfio-pci.ts";
 
-const RAM_BYTES = 64 * MIB;
+const RAM_BYTES = 32 * MIB;
 const SCRATCH = { lowmemBytes: 4 * MIB, globalBytes: 0, perNodeBytes: 0 };
 /** What scribbled memory holds. */
 const SCRIBBLE = 0xa5;
@@ -259,8 +259,8 @@ export class TestKernel {
     this.vfio.probe();
   }
 
-  /** Freezes and jumps; the next kernel has decoded nothing yet. */
-  jumpUnbooted(options: TestKernelOptions = this.#options): TestKernel {
+  /** Freezes and ends this kernel. @returns what the next one is told */
+  end(): KhoBootParameters {
     this.luo.freeze();
     this.pci.shutdown();
     this.iommu.shutdown();
@@ -279,7 +279,20 @@ export class TestKernel {
       const end = range.start + range.lengthBytes;
       if (at < end) ram.fill(at, end - at, SCRIBBLE);
     }
-    return new TestKernel(this.hardware, parameters, options);
+    return parameters;
+  }
+
+  /** The next kernel; it has decoded nothing yet. */
+  static enter(
+    hardware: TestHardware,
+    parameters: KhoBootParameters,
+    options: TestKernelOptions = {},
+  ): TestKernel {
+    return new TestKernel(hardware, parameters, options);
+  }
+
+  jumpUnbooted(options: TestKernelOptions = this.#options): TestKernel {
+    return TestKernel.enter(this.hardware, this.end(), options);
   }
 
   jump(options: TestKernelOptions = this.#options): TestKernel {
