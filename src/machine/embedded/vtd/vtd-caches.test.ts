@@ -300,6 +300,21 @@ test("the IOTLB never returns what was invalidated or never put in", () => {
   );
 });
 
+test("invalidations keep to their domain at both ends of its addresses", () => {
+  const iotlb = new Iotlb(64);
+  const last = (2 ** 36 - 1) * 4096;
+  for (const domainId of [4, 5, 6]) {
+    iotlb.fill(domainId, 0, 0, 0x1000, SS_R);
+    iotlb.fill(domainId, 0, last, 0x2000, SS_R);
+  }
+  iotlb.invalidatePages(5, 0, 40);
+  iotlb.invalidatePages(4, 2 ** 48, 0);
+  iotlb.invalidateDomain(5);
+  for (const domainId of [4, 6])
+    for (const iova of [0, last]) assert.ok(iotlb.lookup(domainId, iova) >= 0);
+  for (const iova of [0, last]) assert.equal(iotlb.lookup(5, iova), -1);
+});
+
 test("the context cache finds what was put in last, and nothing that was invalidated", () => {
   const cache = new ContextCache(16);
   for (let sourceId = 0; sourceId < 0x10000; sourceId += 0x101) {

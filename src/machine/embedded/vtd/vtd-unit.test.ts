@@ -14,6 +14,7 @@ import {
   FAULT_ROOT_RESERVED,
   FAULT_ROOT_TABLE_ACCESS,
   FAULT_WRITE,
+  FRCD_W3_F,
   FSTS_PFO,
   FSTS_PPF,
 } from "../../../abi/vtd/faults.ts";
@@ -457,6 +458,18 @@ test("the fault event is sent once for a pending status, and kept while it is ma
   rig.takeFaults();
   rig.set32(FECTL_REG, 0);
   assert.deepEqual(rig.raised, [0x41, 0x41]);
+  // One of two served while masked: the other is still to be told.
+  rig.set32(FECTL_REG, EVENT_IM);
+  rig.unit.translate(6, 0, false);
+  rig.unit.translate(7, 0, false);
+  const record = DEFAULT_VTD_CAPABILITIES.cap.faultRecordingOffset;
+  for (let i = 0; i < DEFAULT_VTD_CAPABILITIES.cap.nfr; i++)
+    if (rig.get32(record + 16 * i + 8) === 6) rig.set32(record + 16 * i + 12, FRCD_W3_F);
+  assert.equal(rig.get32(FSTS_REG) & FSTS_PPF, FSTS_PPF);
+  assert.equal(rig.get32(FECTL_REG), (EVENT_IM | EVENT_IP) >>> 0);
+  rig.takeFaults();
+  assert.equal(rig.get32(FECTL_REG), EVENT_IM);
+  rig.set32(FECTL_REG, 0);
   // An address outside the interrupt range reaches no interrupt controller.
   rig.set32(FEADDR_REG, 0x1000);
   rig.unit.translate(5, 0, false);
