@@ -4,10 +4,10 @@
  * Exit status: 0 success; 1 the work failed; 2 the command line is wrong; 130 interrupted.
  * @module
  */
-import { readFileSync } from "node:fs";
 import type { Command } from "./command.ts";
 import { demo } from "./demo/command.ts";
 import { UsageError } from "./usage-error.ts";
+import { version } from "./version.ts";
 
 const COMMANDS: readonly Command[] = [demo];
 
@@ -27,19 +27,6 @@ function usage(): string {
     "  --help     Show this text, or a command's",
     "  --version  Show the version",
   ].join("\n");
-}
-
-function version(): string {
-  for (const up of ["../..", "../../.."]) {
-    try {
-      const text = readFileSync(new URL(`${up}/package.json`, import.meta.url), "utf8");
-      const manifest = JSON.parse(text) as { name?: string; version?: string };
-      if (manifest.name === "holdfast") return String(manifest.version);
-    } catch (error) {
-      if ((error as NodeJS.ErrnoException).code !== "ENOENT") throw error;
-    }
-  }
-  return "unknown";
 }
 
 function find(name: string): Command {

@@ -18,6 +18,8 @@ export interface Guest {
   /** Asks the guest to come to rest (its devices stop); `step` until it returns false. */
   shutDown(): void;
   readonly counters: GuestCounters;
+  /** The number that its NIC's frames carry. */
+  readonly nicId: number;
 }
 
 export interface GuestCounters {

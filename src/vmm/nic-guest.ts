@@ -17,7 +17,7 @@ import {
   E1000_ICR_RXO,
   E1000_ICR_RXT0,
   E1000_IMS,
-  E1000_RAL0,
+  E1000_RAH0,
   E1000_RCTL,
   E1000_RCTL_BAM,
   E1000_RCTL_EN,
@@ -109,7 +109,8 @@ class NicGuest implements Guest {
       );
     if (registers === null) {
       this.#descriptors = ringSize(machine.memory.lengthBytes);
-      this.#nicId = this.#device.read32(E1000_RAL0);
+      // The last byte of its address numbers the NIC on its machine, and so in its frames.
+      this.#nicId = (this.#device.read32(E1000_RAH0) >>> 8) & 0xff;
     } else {
       if (registers.length !== REGISTERS.sizeBytes)
         throw new KernelError("EIO", "restore", `${registers.length} bytes of guest registers`);
@@ -132,6 +133,10 @@ class NicGuest implements Guest {
     const room = machine.memory.lengthBytes - this.#slotsAddress;
     this.#slotStride = Math.floor(room / SLOTS / SLOT_BYTES) * SLOT_BYTES;
     if (registers === null) this.#boot();
+  }
+
+  get nicId(): number {
+    return this.#nicId;
   }
 
   get counters(): GuestCounters {

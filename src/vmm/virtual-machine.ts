@@ -10,7 +10,9 @@
 import { IOMMUFD_LUO_COMPATIBLE } from "../abi/iommufd-luo.ts";
 import { MEMFD_LUO_FH_COMPATIBLE } from "../abi/memfd.ts";
 import { MEMFS_FILE_COMPATIBLE } from "../abi/memfs.ts";
+import { PCI_COMMAND, PCI_COMMAND_MASTER, PCI_COMMAND_MEMORY } from "../abi/pci.ts";
 import { EFD_NONBLOCK, O_CREAT, O_EXCL, O_RDWR } from "../abi/uapi/fs.ts";
+import { VFIO_PCI_CONFIG_REGION_INDEX } from "../abi/uapi/vfio.ts";
 import { VFIO_PCI_LUO_COMPATIBLE } from "../abi/vfio-luo.ts";
 import { isKernelError, KernelError } from "../base/errno.ts";
 import { withUndo } from "../base/undo.ts";
@@ -136,6 +138,7 @@ export class VirtualMachine implements RestoredVm {
       const deviceId = vfio.bindIommufd(host, fds.device, fds.iommufd);
       const chain = buildChain(host, fds, spec, deviceId, 1n);
       vfio.attach(host, fds.device, chain.hwptId ?? chain.ioasId);
+      enableDevice(host, fds.device);
       vfio.setMsiEventfd(host, fds.device, fds.event);
       const guest = boot(guestMachine(host, fds, spec, memory, chain), null);
       return new VirtualMachine({ host, spec, fds, memory, state, guest, deviceId, chain });
@@ -321,6 +324,14 @@ export class VirtualMachine implements RestoredVm {
       if (!isKernelError(error, "EAGAIN")) throw error;
     }
   }
+}
+
+/** What a guest's firmware does: memory decoding and bus mastering on. */
+function enableDevice(host: Host, device: number): void {
+  const config = vfio.openRegion(host, device, VFIO_PCI_CONFIG_REGION_INDEX);
+  const command = config.read32(PCI_COMMAND) & 0xffff;
+  // The upper half is the status register, whose bits are cleared by writing ones.
+  config.write32(PCI_COMMAND, command | PCI_COMMAND_MEMORY | PCI_COMMAND_MASTER);
 }
 
 type Fds = { readonly memory: number; readonly iommufd: number; readonly device: number };

@@ -14,10 +14,11 @@ import type { Host } from "../../host/host.ts";
 import { readTextFile } from "../../host/read-file.ts";
 import { bootNicGuest } from "../../vmm/nic-guest.ts";
 import { VirtualMachine } from "../../vmm/virtual-machine.ts";
-import { type DemoEvent, type DemoPlan, planFromCommandLine } from "./events.ts";
+import { type DemoEvent, type DemoPlan, type Leaks, planFromCommandLine } from "./events.ts";
 
 const STORE = "guests";
 const MOUNT_POINT = "/mnt/guests";
+const DEBUG = "/sys/kernel/debug/holdfast";
 /** Sleep between steps when no guest has work. */
 const IDLE_NS = 200_000;
 /** Steps of all guests between two steps of the restoration that are off the critical path. */
@@ -42,7 +43,7 @@ export function demoInit(host: Host): never {
 
   runFor(host, vms, plan.runNs);
   if (agent.updates < plan.updates) {
-    const image = plan.images[agent.updates % plan.images.length];
+    const image = plan.images[(agent.updates + 1) % plan.images.length];
     try {
       agent.update(vms, image, host.commandLine);
     } catch (error) {
@@ -144,8 +145,9 @@ function runFor(host: Host, vms: readonly VirtualMachine[], durationNs: number):
 
 function sayHandover(host: Host, agent: Agent, say: (event: DemoEvent) => void): void {
   if (agent.updates === 0) return;
-  const { handover } = JSON.parse(readTextFile(host, "/sys/kernel/debug/holdfast")) as {
-    handover: { bytes: number; guestBytes: number };
+  const handover = JSON.parse(readTextFile(host, `${DEBUG}/handover`)) as {
+    bytes: number;
+    guestBytes: number;
   };
   say({ event: "handover", update: agent.updates, ...handover });
 }
@@ -169,7 +171,7 @@ function finishDemo(
       event: "vm",
       vm: {
         name: vm.name,
-        nic: 0,
+        nic: vm.guest.nicId,
         memoryBytes: vm.memoryBytes,
         ...vm.guest.counters,
         problems: vm.guest.audit(),
@@ -177,7 +179,7 @@ function finishDemo(
     });
     vm.destroy();
   }
-  const { leaks } = JSON.parse(readTextFile(host, "/sys/kernel/debug/holdfast"));
+  const leaks = JSON.parse(readTextFile(host, `${DEBUG}/leaks`)) as Leaks;
   say({ event: "leaks", leaks });
   return host.reboot(LINUX_REBOOT_CMD_POWER_OFF);
 }

@@ -285,6 +285,12 @@ export class RemappingUnit {
     if (this.registers.status(GCMD_TE)) this.registers.disable(GCMD_TE);
   }
 
+  /** Pages that the unit holds for itself: tables and the invalidation queue. */
+  get pageCount(): number {
+    if (!this.isStarted) return 0;
+    return this.#tablePages().length + (this.#invalidation instanceof InvalidationQueue ? 1 : 0);
+  }
+
   /** Root and context tables. */
   #tablePages(): number[] {
     return [this.#rootTable, ...this.#contextTables.filter((pa) => pa !== 0)];

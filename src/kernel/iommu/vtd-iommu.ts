@@ -129,6 +129,20 @@ export class VtdIommu implements IommuCore {
     }
   }
 
+  /** Pages that the core holds for itself: units' tables and queues, and the domains of RMRRs. */
+  get ownPages(): number {
+    let pages = 0;
+    for (const unit of this.#units) pages += unit.pageCount;
+    for (const { domain } of this.#rmrrAttachments())
+      if (domain.type === "paging") pages += domain.table.tableCount;
+    return pages;
+  }
+
+  /** Functions that are attached, those with RMRRs aside. */
+  get attachedCount(): number {
+    return this.#attachments.size - [...this.#rmrrAttachments()].length;
+  }
+
   /** Domains of users that were not freed yet, for leak checks. */
   get domainCount(): number {
     return this.#domainCount;

@@ -13,7 +13,7 @@ import {
   SEEK_SET,
 } from "../../abi/uapi/fs.ts";
 import { type ErrnoCode, KernelError } from "../../base/errno.ts";
-import { BootFilesystem } from "./boot-filesystem.ts";
+import { bootFilesystem } from "./boot-filesystem.ts";
 
 const IMAGES = [
   { name: "kernel-1", entry: "file:///1.js", release: "1.0", restores: ["kho-v4", "größe-v1"] },
@@ -29,7 +29,7 @@ function fails(code: ErrnoCode, action: () => unknown): void {
 }
 
 test("each image is a file with its manifest, which does not say where its code is", () => {
-  const boot = new BootFilesystem(IMAGES);
+  const boot = bootFilesystem(IMAGES);
   assert.deepEqual(boot.readdir("/"), ["kernel-1", "kernel-2"]);
   for (const { name, release, restores } of IMAGES) {
     const file = boot.open(`/${name}`, O_RDONLY);
@@ -53,7 +53,7 @@ test("each image is a file with its manifest, which does not say where its code 
 });
 
 test("nothing can be changed: EROFS", () => {
-  const boot = new BootFilesystem(IMAGES);
+  const boot = bootFilesystem(IMAGES);
   fails("EROFS", () => boot.open("/kernel-1", O_RDWR));
   fails("EROFS", () => boot.open("/kernel-1", O_WRONLY));
   fails("EROFS", () => boot.open("/kernel-1", O_RDONLY | O_TRUNC));
@@ -65,7 +65,7 @@ test("nothing can be changed: EROFS", () => {
 });
 
 test("open(), readdir() and stat() fail as on any file system", () => {
-  const boot = new BootFilesystem(IMAGES);
+  const boot = bootFilesystem(IMAGES);
   fails("ENOENT", () => boot.open("/kernel-3", O_RDONLY));
   fails("ENOENT", () => boot.stat("/kernel-1/x"));
   fails("ENOENT", () => boot.readdir("/none"));

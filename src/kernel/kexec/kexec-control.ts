@@ -25,7 +25,7 @@ import type { KexecHandover } from "../kho/handover.ts";
 import type { HandoverRequirement } from "../liveupdate/file-handler.ts";
 import type { FrozenUpdate } from "../liveupdate/live-update.ts";
 
-/** Where {@link BootFilesystem} is mounted. */
+/** Where {@link bootFilesystem} is mounted. */
 export const BOOT_MOUNT = "/boot";
 /** Bytes of a kernel's release at most, as in struct utsname without the NUL. */
 const RELEASE_MAX_BYTES = 64;

@@ -155,7 +155,7 @@ export class IncomingHandover implements IncomingMemory {
     for (const pa of this.ownPages) this.claim(pa, 0, "kexec handover");
     this.#taken.fill(0);
     this.#untakenPages = 0;
-    for (let i = 0; i < this.count; i++) this.#untakenPages += 2 ** this.order(i);
+    for (let i = 0; i < this.blocks.count; i++) this.#untakenPages += 2 ** this.blocks.order(i);
   }
 
   /** 4 KiB pages in blocks that nobody has taken over. */

@@ -313,6 +313,11 @@ export class LiveUpdate {
     };
   }
 
+  /** Pages that the orchestrator holds for itself. */
+  get ownPages(): number {
+    return (this.#state === null ? 0 : 2) + this.#blocks.blockCount;
+  }
+
   counts(): LiveUpdateCounts {
     return {
       outgoingSessions: this.#outgoing.length,

@@ -7,6 +7,8 @@
  * range, and shrinking or punching the file below it is EBUSY where Linux would deliver SIGBUS later.
  * @module
  */
+
+import { FS_IOC_FIEMAP } from "../../abi/uapi/fiemap.ts";
 import {
   FALLOC_FL_KEEP_SIZE,
   FALLOC_FL_PUNCH_HOLE,
@@ -16,13 +18,21 @@ import {
   SEEK_HOLE,
   SEEK_SET,
 } from "../../abi/uapi/fs.ts";
+import type { UserArgument } from "../../abi/uapi/ioctl.ts";
 import { assert } from "../../base/assert.ts";
 import { KernelError } from "../../base/errno.ts";
 import { withUndo } from "../../base/undo.ts";
 import { alignUp, GIB, PAGE_SIZE } from "../../base/units.ts";
 import type { PhysicalMemory } from "../../machine/machine.ts";
-import { File, type FileMapping, type FileStat, type PinnedRange } from "../vfs/file.ts";
+import {
+  type FdTable,
+  File,
+  type FileMapping,
+  type FileStat,
+  type PinnedRange,
+} from "../vfs/file.ts";
 import { extentBytes } from "./change.ts";
+import { fiemap } from "./fiemap.ts";
 import { allocatedBytes, extentAt, type Inode } from "./inode.ts";
 import type { Store } from "./store.ts";
 
@@ -51,6 +61,13 @@ export class MemfsFile extends File {
 
   override stat(): FileStat {
     return statInode(this.#inode);
+  }
+
+  /** @throws {KernelError} as {@link fiemap}; ENOTTY for other requests */
+  override ioctl(request: number, argument: UserArgument, fds: FdTable): number {
+    if (request !== FS_IOC_FIEMAP) return super.ioctl(request, argument, fds);
+    fiemap(this.#inode.extents, argument);
+    return 0;
   }
 
   override pread(): number {

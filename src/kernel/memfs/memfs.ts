@@ -96,6 +96,20 @@ export class Memfs {
     return count;
   }
 
+  /** 4 KiB pages of the page allocator that stores hold, for leak checks and reports. */
+  get allocatorPages(): number {
+    let pages = this.#rootPa === 0 ? 0 : 1;
+    for (const store of this.#stores.values()) pages += store.allocatorPages;
+    return pages;
+  }
+
+  /** Bytes of memory in files, of all stores. */
+  get dataBytes(): number {
+    let bytes = 0;
+    for (const store of this.#stores.values()) bytes += store.usedBytes;
+    return bytes;
+  }
+
   /** Bytes of metadata of all stores. */
   get metadataBytes(): number {
     let bytes = this.#rootPa === 0 ? 0 : PAGE_SIZE;

@@ -121,6 +121,16 @@ export class Store {
     return PAGE_SIZE * (1 + inodes.blockCount + extents.blockCount);
   }
 
+  /** Bytes of memory in files. */
+  get usedBytes(): number {
+    return this.#usedBytes;
+  }
+
+  /** 4 KiB pages of the page allocator: none for a carve-out. */
+  get allocatorPages(): number {
+    return this.isCarveOut ? 0 : (this.metadataBytes + this.#usedBytes) / PAGE_SIZE;
+  }
+
   /** An inode by its number and generation, or null. */
   find(ino: number, generation: number): Inode | null {
     const inode = this.#inodes.get(ino);

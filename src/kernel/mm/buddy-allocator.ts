@@ -113,7 +113,10 @@ export class BuddyAllocator implements PageAllocator {
 
   free(pa: number, order: number): void {
     const zone = this.#zoneOfBlock(pa, order, "free");
-    if (this.#held === null) return zone.free(pa, order);
+    if (this.#held === null) {
+      zone.free(pa, order);
+      return;
+    }
     assert(zone.isAllocated(pa, order), `free of ${hex(pa)}: not an allocated block of that order`);
     this.#held.push({ pa, order });
   }

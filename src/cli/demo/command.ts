@@ -1,0 +1,136 @@
+/**
+ * `holdfast demo`: a host that replaces its own kernel while its VMs keep their memory and their NICs keep writing.
+ * @module
+ */
+import { parseArgs } from "node:util";
+import { TIB } from "../../base/units.ts";
+import { NIC_GUEST_MIN_BYTES } from "../../vmm/nic-guest.ts";
+import type { Command } from "../command.ts";
+import { UsageError } from "../usage-error.ts";
+import { parseCount, parseSize } from "../values.ts";
+import { version } from "../version.ts";
+import type { DemoEvent } from "./events.ts";
+import { type DemoOptions, runDemo } from "./machines.ts";
+import { eventLine, jumpLines, table } from "./render.ts";
+import { judge } from "./result.ts";
+
+const DEFAULTS = { updates: 3, vms: 2, memory: "256M", rate: 5000 };
+const INTERRUPTED = 130;
+
+const HELP = `Replaces the kernel of a hypervisor host while its virtual machines keep their memory and
+their assigned network cards keep writing into it; checks every frame and every byte.
+
+The host is built in this process: memory, a VT-d remapping unit, PCI, and NICs that run in a
+thread of their own and never wait for a kernel. Each kernel is a thread that ends at its kexec.
+
+Usage: holdfast demo [OPTIONS]
+
+Options:
+  --updates N      Live updates to perform, 0 to 1000 (default ${DEFAULTS.updates})
+  --vms N          Virtual machines, each with a NIC, 1 to 16 (default ${DEFAULTS.vms})
+  --memory SIZE    Memory of each VM: 8M to 1T, a multiple of 4K (default ${DEFAULTS.memory})
+  --rate N         Frames per second that arrive at each NIC, 1 to 100000 (default ${DEFAULTS.rate})
+  --seed N         One thread and virtual time, replayed exactly by the same seed (0 to 4294967295)
+  --json           Print one JSON object with the result, and nothing else, on standard output
+  --help           Show this text
+
+Exit status: 0 nothing was lost, corrupt, copied, leaked or faulted; 1 something was, and it is
+named; 2 the options are wrong; ${INTERRUPTED} interrupted.`;
+
+export const demo: Command = {
+  name: "demo",
+  summary: "Live-update a host with running VMs, on the embedded machine",
+  help: HELP,
+  async run(args) {
+    const { options, json } = parseOptions(args);
+    const interrupted = new AbortController();
+    const interrupt = () => interrupted.abort();
+    process.once("SIGINT", interrupt);
+    process.once("SIGTERM", interrupt);
+    try {
+      return await perform(options, json, interrupted.signal);
+    } finally {
+      process.off("SIGINT", interrupt);
+      process.off("SIGTERM", interrupt);
+    }
+  },
+};
+
+function parseOptions(args: readonly string[]): { options: DemoOptions; json: boolean } {
+  const values = readArgs(args);
+  const memoryBytes = parseSize("--memory", values.memory, NIC_GUEST_MIN_BYTES, TIB);
+  if (memoryBytes % 4096 !== 0)
+    throw new UsageError(`--memory ${values.memory}: must be a multiple of 4K`);
+  return {
+    json: values.json,
+    options: {
+      updates: parseCount("--updates", values.updates, 0, 1000),
+      vms: parseCount("--vms", values.vms, 1, 16),
+      memoryBytes,
+      framesPerSecond: parseCount("--rate", values.rate, 1, 100_000),
+      seed: values.seed === undefined ? null : parseCount("--seed", values.seed, 0, 2 ** 32 - 1),
+    },
+  };
+}
+
+function readArgs(args: readonly string[]) {
+  try {
+    return parseArgs({
+      args: [...args],
+      options: {
+        updates: { type: "string", default: String(DEFAULTS.updates) },
+        vms: { type: "string", default: String(DEFAULTS.vms) },
+        memory: { type: "string", default: DEFAULTS.memory },
+        rate: { type: "string", default: String(DEFAULTS.rate) },
+        seed: { type: "string" },
+        json: { type: "boolean", default: false },
+      },
+      allowPositionals: false,
+    }).values;
+  } catch (error) {
+    // parseArgs says what is wrong with which option.
+    if (error instanceof TypeError && "code" in error) throw new UsageError(error.message);
+    throw error;
+  }
+}
+
+async function perform(options: DemoOptions, json: boolean, signal: AbortSignal): Promise<number> {
+  const show = (line: string) => {
+    if (!json) console.log(line);
+  };
+  const events: DemoEvent[] = [];
+  const logged: string[] = [];
+  const run = await runDemo(
+    options,
+    version(),
+    {
+      event(event) {
+        events.push(event);
+        const line = eventLine(event);
+        if (line !== null) show(line);
+      },
+      log(line) {
+        logged.push(line);
+        show(`  kernel    ${line}`);
+      },
+      jump(update, times, framesDuringJump) {
+        for (const line of jumpLines({ update, times, framesDuringJump })) show(line);
+      },
+    },
+    signal,
+  );
+  if (signal.aborted) {
+    console.error("holdfast: interrupted");
+    return INTERRUPTED;
+  }
+  const verdict = judge("embedded", options.updates, events, run.jumps, run.nics);
+  if (json) {
+    console.log(JSON.stringify(verdict.result));
+    for (const problem of verdict.problems) console.error(`holdfast: ${problem}`);
+  } else {
+    show("");
+    show(table(verdict));
+    if (run.hashes !== null) show(`replay: events ${run.hashes.log}, memory ${run.hashes.memory}`);
+  }
+  return verdict.problems.length === 0 ? 0 : 1;
+}
