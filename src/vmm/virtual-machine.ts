@@ -73,7 +73,8 @@ export class VirtualMachine implements RestoredVm {
   readonly #memory: MappedMemory;
   readonly #state: MemfdRecord<VmState>;
   readonly #guest: Guest;
-  readonly #deviceId: number | null;
+  /** The device is still translated by the previous kernel's tables. */
+  #onOldTables: boolean;
   #chain: Chain;
   /** Built by `rebuild`, in use from `swap` on. */
   #rebuilt: Chain | null = null;
@@ -88,7 +89,7 @@ export class VirtualMachine implements RestoredVm {
     memory: MappedMemory;
     state: MemfdRecord<VmState>;
     guest: Guest;
-    deviceId: number | null;
+    onOldTables: boolean;
     chain: Chain;
   }) {
     this.name = parts.spec.name;
@@ -98,7 +99,7 @@ export class VirtualMachine implements RestoredVm {
     this.#memory = parts.memory;
     this.#state = parts.state;
     this.#guest = parts.guest;
-    this.#deviceId = parts.deviceId;
+    this.#onOldTables = parts.onOldTables;
     this.#chain = parts.chain;
   }
 
@@ -141,7 +142,16 @@ export class VirtualMachine implements RestoredVm {
       enableDevice(host, fds.device);
       vfio.setMsiEventfd(host, fds.device, fds.event);
       const guest = boot(guestMachine(host, fds, spec, memory, chain), null);
-      return new VirtualMachine({ host, spec, fds, memory, state, guest, deviceId, chain });
+      return new VirtualMachine({
+        host,
+        spec,
+        fds,
+        memory,
+        state,
+        guest,
+        onOldTables: false,
+        chain,
+      });
     });
   }
 
@@ -190,7 +200,7 @@ export class VirtualMachine implements RestoredVm {
         memory,
         state,
         guest,
-        deviceId: null,
+        onOldTables: true,
         chain,
       });
       vm.#running = false;
@@ -245,8 +255,7 @@ export class VirtualMachine implements RestoredVm {
         label: spec.noiommu ? "without IOMMU" : `HWPT token ${chain.hwptToken}`,
         bytes: 0,
         compatible: IOMMUFD_LUO_COMPATIBLE,
-        blocker:
-          this.#deviceId === null ? "still on the previous kernel's translations" : unfinished,
+        blocker: this.#onOldTables ? "still on the previous kernel's translations" : unfinished,
       },
       {
         kind: "device",
@@ -298,6 +307,7 @@ export class VirtualMachine implements RestoredVm {
     vfio.attach(this.#host, this.#fds.device, this.#rebuilt.hwptId ?? this.#rebuilt.ioasId);
     this.#chain = this.#rebuilt;
     this.#rebuilt = null;
+    this.#onOldTables = false;
   }
 
   settle(): void {
