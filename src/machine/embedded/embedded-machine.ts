@@ -7,7 +7,7 @@
  * @module
  */
 import { AW_39_BIT } from "../../abi/vtd/root-context.ts";
-import { assert, BugError } from "../../base/assert.ts";
+import { assert } from "../../base/assert.ts";
 import type { Firmware, Mmio, PhysicalMemory } from "../machine.ts";
 import type { DrhdConfig, MachineConfig, NicConfig, SegmentConfig, SlotConfig } from "./config.ts";
 import type { DmaRemapper, InterruptSink, MmioRegion, Stepper } from "./hardware.ts";
@@ -15,6 +15,7 @@ import type { HardwareStatistics } from "./hardware-statistics.ts";
 import { MmioBus } from "./mmio-bus.ts";
 import type { PciBridge } from "./pci/bridge.ts";
 import { E1000e } from "./pci/devices/e1000e.ts";
+import { Edu } from "./pci/devices/edu.ts";
 import { TrafficSource } from "./pci/devices/traffic.ts";
 import { CheckingWire } from "./pci/devices/wire.ts";
 import type { PciEndpoint } from "./pci/endpoint.ts";
@@ -149,7 +150,8 @@ function plugIn(
         plugIn(fabric, fabric.addBridge(at), slot.children, parts, options);
         break;
       case "edu":
-        throw new BugError("the edu model is not plugged in yet");
+        parts.steppers.push(fabric.addEndpoint(at, (dma) => new Edu(dma)).model);
+        break;
       case "e1000e":
         plugInNic(fabric, at, slot, parts, options);
         break;
