@@ -34,6 +34,8 @@ import type { Invalidation } from "./invalidation.ts";
 import type { UnitRegisters } from "./unit-registers.ts";
 
 const QUEUE_ORDER = 1;
+/** Pages that a queue takes: descriptors, and the status word of waits. */
+export const QUEUE_PAGES = 2 ** QUEUE_ORDER;
 /** One descriptor stays free, since a full queue would look empty, and one is for the wait. */
 const BATCH_MAX = PAGE_SIZE / DESCRIPTOR_BYTES - 2;
 const ERRORS = FSTS_IQE | FSTS_ITE | FSTS_ICE;

@@ -41,7 +41,7 @@ import type { KexecHandover } from "../kho/handover.ts";
 import type { PageAllocator } from "../mm/page-allocator.ts";
 import { DomainIds } from "./domain-ids.ts";
 import { type Invalidation, RegisterInvalidation } from "./invalidation.ts";
-import { InvalidationQueue } from "./invalidation-queue.ts";
+import { InvalidationQueue, QUEUE_PAGES } from "./invalidation-queue.ts";
 import { UnitRegisters } from "./unit-registers.ts";
 
 /** AW of a context entry for tables of so many levels. */
@@ -288,7 +288,7 @@ export class RemappingUnit {
   /** Pages that the unit holds for itself: tables and the invalidation queue. */
   get pageCount(): number {
     if (!this.isStarted) return 0;
-    return this.#tablePages().length + (this.#invalidation instanceof InvalidationQueue ? 1 : 0);
+    return this.#tablePages().length + (this.#invalidation instanceof InvalidationQueue ? QUEUE_PAGES : 0);
   }
 
   /** Root and context tables. */
