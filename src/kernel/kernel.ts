@@ -27,6 +27,7 @@ import { type DecodedMemfs, decodeMemfs } from "./memfs/decode.ts";
 import { MemfsFileHandler } from "./memfs/file-handler.ts";
 import { Memfs } from "./memfs/memfs.ts";
 import { BuddyAllocator } from "./mm/buddy-allocator.ts";
+import { pciName } from "./pci/function.ts";
 import { PciCore } from "./pci/pci.ts";
 import { Shmem } from "./shmem/memfd.ts";
 import { MemfdHandler } from "./shmem/memfd-handler.ts";
@@ -68,6 +69,18 @@ export interface HandoverSizes {
 
 /** Where the kernel tells about itself: `leaks` and `handover`, JSON, one object a file. */
 const DEBUG_MOUNT = "/sys/kernel/debug/holdfast";
+const VFIO_CLASS = "/sys/class/vfio-dev";
+const DIRECTORIES = [
+  "/dev",
+  "/mnt",
+  BOOT_MOUNT,
+  "/sys",
+  "/sys/class",
+  VFIO_CLASS,
+  "/sys/kernel",
+  "/sys/kernel/debug",
+  DEBUG_MOUNT,
+];
 
 export class Kernel {
   readonly release: string;
@@ -156,11 +169,11 @@ export class Kernel {
       iommu: this.iommu,
       faults,
     });
-    const directories = ["/sys", "/sys/kernel", "/sys/kernel/debug", DEBUG_MOUNT];
-    this.vfs = new Vfs(new RootFilesystem(["/dev", "/mnt", BOOT_MOUNT, ...directories]));
+    this.vfs = new Vfs(new RootFilesystem(DIRECTORIES));
     this.vfs.mount(DEBUG_MOUNT, () => new TextFilesystem("debugfs", this.#debugFiles()));
     this.vfs.mount("/dev", () => devices);
     this.vfs.mount(BOOT_MOUNT, () => bootFilesystem(machine.kexec.installed));
+    this.#mountSysfs();
     faults.point("boot:done");
     mm.releaseFrees();
   }
@@ -244,6 +257,24 @@ export class Kernel {
       devices.register("liveupdate", () => this.liveUpdate.openDevice());
     for (const device of this.vfio.probe())
       devices.register(device.node, () => this.vfio.open(device));
+  }
+
+  /** /sys/class/vfio-dev/NAME/device: what a VMM needs to choose a device without opening it. */
+  #mountSysfs(): void {
+    for (const { node, pci } of this.vfio.devices) {
+      const path = `${VFIO_CLASS}/${node.slice(node.lastIndexOf("/") + 1)}`;
+      const id = (value: number, digits: number) =>
+        `0x${value.toString(16).padStart(digits, "0")}\n`;
+      const files = new Map([
+        ["vendor", () => id(pci.vendorId, 4)],
+        ["device", () => id(pci.deviceId, 4)],
+        ["class", () => id(pci.classCode, 6)],
+        ["uevent", () => `PCI_SLOT_NAME=${pciName(pci.segment, pci.bdf)}\n`],
+      ]);
+      this.vfs.mkdir(path);
+      this.vfs.mkdir(`${path}/device`);
+      this.vfs.mount(`${path}/device`, () => new TextFilesystem("sysfs", files));
+    }
   }
 
   *#requirements() {

@@ -6,12 +6,14 @@
  * @module
  */
 
+import { E1000E_DEVICE_ID, E1000E_VENDOR_ID } from "../../abi/e1000e.ts";
 import { LINUX_REBOOT_CMD_POWER_OFF } from "../../abi/uapi/reboot.ts";
 import { Agent } from "../../agent/agent.ts";
 import type { Journal } from "../../agent/journal.ts";
 import { isKernelError, KernelError } from "../../base/errno.ts";
 import type { Host } from "../../host/host.ts";
 import { readTextFile } from "../../host/read-file.ts";
+import { listVfioDevices } from "../../host/vfio-devices.ts";
 import { bootNicGuest } from "../../vmm/nic-guest.ts";
 import { VirtualMachine } from "../../vmm/virtual-machine.ts";
 import { type DemoEvent, type DemoPlan, type Leaks, planFromCommandLine } from "./events.ts";
@@ -71,33 +73,24 @@ function mountStore(host: Host): void {
 }
 
 function createVms(host: Host, plan: DemoPlan): VirtualMachine[] {
-  const devices = host.readdir("/dev/vfio/devices");
-  const vms: VirtualMachine[] = [];
-  for (const device of devices) {
-    if (vms.length === plan.vms) break;
-    const name = `vm${vms.length}`;
-    try {
-      vms.push(
-        VirtualMachine.create(
-          host,
-          {
-            name,
-            memoryPath: `${MOUNT_POINT}/${name}`,
-            memoryBytes: plan.memoryBytes,
-            devicePath: `/dev/vfio/devices/${device}`,
-            noiommu: false,
-          },
-          bootNicGuest,
-        ),
-      );
-    } catch (error) {
-      // Not every function is a NIC; those that the guest does not know are left alone.
-      if (!isKernelError(error, "ENODEV")) throw error;
-    }
-  }
-  if (vms.length < plan.vms)
-    throw new KernelError("ENODEV", "demo", `${vms.length} NICs for ${plan.vms} VMs`);
-  return vms;
+  const nics = listVfioDevices(host).filter(
+    (d) => d.vendorId === E1000E_VENDOR_ID && d.deviceId === E1000E_DEVICE_ID,
+  );
+  if (nics.length < plan.vms)
+    throw new KernelError("ENODEV", "demo", `${nics.length} NICs for ${plan.vms} VMs`);
+  return nics.slice(0, plan.vms).map((nic, i) =>
+    VirtualMachine.create(
+      host,
+      {
+        name: `vm${i}`,
+        memoryPath: `${MOUNT_POINT}/vm${i}`,
+        memoryBytes: plan.memoryBytes,
+        devicePath: nic.path,
+        noiommu: false,
+      },
+      bootNicGuest,
+    ),
+  );
 }
 
 function restoreVms(
