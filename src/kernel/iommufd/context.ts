@@ -406,21 +406,16 @@ export class IommufdFile extends File {
     if (command.start + command.length > Number.MAX_SAFE_INTEGER)
       throw new KernelError("EOVERFLOW", op, "the range goes past every file's end");
     const file = fds.get(command.fd);
+    const isFixed = (command.flags & uapi.IOMMU_IOAS_MAP_FIXED_IOVA) !== 0;
     // Before pinning, which may allocate all of the range.
-    table.checkChangeable(op);
+    const place = table.place(command.start, command.length, isFixed ? command.iova : null, op);
     const iova = withUndo((undo) => {
       this.#core.faults.point("iommufd:pin");
       const isWritable = (prot & IOMMU_WRITE) !== 0;
       const pages = new PinnedPages(file, command.start, command.length, isWritable);
       undo(() => pages.put());
       const startByte = command.start - pages.fileOffset;
-      const fixed = (command.flags & uapi.IOMMU_IOAS_MAP_FIXED_IOVA) !== 0;
-      return table.map(
-        [{ pages, startByte, lengthBytes: command.length }],
-        fixed ? command.iova : null,
-        prot,
-        op,
-      );
+      return table.map([{ pages, startByte, lengthBytes: command.length }], place, prot, op);
     });
     copyStructToUser(uapi.iommu_ioas_map_file, argument, { ...command, iova });
     return 0;

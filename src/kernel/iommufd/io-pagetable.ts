@@ -103,18 +103,10 @@ export class IoPageTable {
    *   what a domain's map throws
    */
   map(slices: readonly PagesSlice[], iova: number | null, prot: number, op: string): number {
-    this.checkChangeable(op);
     let lengthBytes = 0;
     for (const slice of slices) lengthBytes += slice.lengthBytes;
-    if (lengthBytes === 0 || lengthBytes % this.#iovaAlignment !== 0)
-      throw new KernelError(
-        "EINVAL",
-        op,
-        `length ${hex(lengthBytes)} is not a multiple of ${this.#iovaAlignment}`,
-      );
-    const start = iova ?? this.#allocIova(slices[0], lengthBytes, op);
-    if (iova !== null) this.#checkIova(start, lengthBytes, op);
-
+    const [first] = slices;
+    const start = this.place(first.pages.fileOffset + first.startByte, lengthBytes, iova, op);
     const areas: Area[] = [];
     let at = start;
     for (const slice of slices) {
@@ -142,6 +134,26 @@ export class IoPageTable {
       }
     });
     return start;
+  }
+
+  /**
+   * Where a mapping would go, if nothing else stood against it: to be asked before memory is pinned for it.
+   *
+   * @param fileOffset - of the first byte that it shows
+   * @param iova - null: where there is room
+   * @throws {KernelError} as `map`
+   */
+  place(fileOffset: number, lengthBytes: number, iova: number | null, op: string): number {
+    this.checkChangeable(op);
+    if (lengthBytes === 0 || lengthBytes % this.#iovaAlignment !== 0)
+      throw new KernelError(
+        "EINVAL",
+        op,
+        `length ${hex(lengthBytes)} is not a multiple of ${this.#iovaAlignment}`,
+      );
+    if (iova === null) return this.#allocIova(fileOffset, lengthBytes, op);
+    this.#checkIova(iova, lengthBytes, op);
+    return iova;
   }
 
   /**
@@ -349,10 +361,9 @@ export class IoPageTable {
    * Finds room in the allowed ranges. Never IOVA 0: drivers take it for "none". Keeps the alignment of the
    * file offset, so that large pages of the file can be large pages of the domain.
    */
-  #allocIova(first: PagesSlice, lengthBytes: number, op: string): number {
+  #allocIova(offset: number, lengthBytes: number, op: string): number {
     if (lengthBytes >= IOVA_END / 2)
       throw new KernelError("EOVERFLOW", op, `length ${hex(lengthBytes)} exceeds every IOVA range`);
-    const offset = first.pages.fileOffset + first.startByte;
     let alignment = 1;
     while (
       alignment < lengthBytes &&
