@@ -214,7 +214,6 @@ export class Change {
       memory.store32(pa + 4, high);
     }
     for (const blocks of this.#freed) freeBlocks(pages, blocks);
-    memory.store32(superblockPa + MEMFS_SUPERBLOCK.offset.commit, 0);
     for (const extent of this.#adding) memory.store32(state(extent), MEMFS_EXTENT_LIVE);
     for (const extent of this.#removing) memory.store32(state(extent), MEMFS_EXTENT_FREE);
     // The words are in their places before the log loses its meaning.
