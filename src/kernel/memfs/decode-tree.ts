@@ -110,6 +110,7 @@ function readNameParts(
 ): { text: Uint8Array; slots: number[] } {
   const text = new Uint8Array(NAME_MAX + 1);
   text.set(inode.name.subarray(0, inode.nameBytes));
+  refuseUnless(isZero(inode.name.subarray(inode.nameBytes)), `${at}.name`, "goes on after its end");
   const slots: number[] = [];
   let link = `${at}.nameNext`;
   let number = inode.nameNext;
@@ -122,6 +123,11 @@ function readNameParts(
     refuseUnless(part.reserved3 === 0, `${partAt}.reserved3`, `is ${part.reserved3}`);
     refuseUnless(part.owner === ino, `${partAt}.owner`, `is ${part.owner}`);
     text.set(part.text.subarray(0, inode.nameBytes - from), from);
+    refuseUnless(
+      isZero(part.text.subarray(inode.nameBytes - from)),
+      `${partAt}.text`,
+      "goes on after the name's end",
+    );
     slots.push(number);
     link = `${partAt}.next`;
     number = part.next;
@@ -174,6 +180,10 @@ function checkParents(tree: ReadonlyMap<number, Inode>, field: string): void {
     }
     for (const ino of way) reachesRoot.add(ino);
   }
+}
+
+function isZero(bytes: Uint8Array): boolean {
+  return bytes.every((byte) => byte === 0);
 }
 
 function refuseUnless(condition: boolean, field: string, problem: string): asserts condition {
