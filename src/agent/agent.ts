@@ -40,11 +40,20 @@ export interface RestoreFailure {
   readonly error: KernelError;
 }
 
-export interface RestoreResult {
-  readonly vms: readonly RestoredVm[];
-  /** For each restored VM: from its last step in the old kernel to its first in this one. */
-  readonly blackoutNs: ReadonlyMap<string, number>;
+export interface RestoreResult<V extends RestoredVm> {
+  /** Those that run. */
+  readonly vms: readonly V[];
   readonly failures: readonly RestoreFailure[];
+}
+
+/** What {@link Agent.restore} needs of whoever knows the VMs. */
+export interface Restorer<V extends RestoredVm> {
+  /** Retrieves a VM from its session, ready to run. */
+  open(session: number, name: string): V;
+  /** A VM has done its first step: `blackoutNs` after its last one in the old kernel. */
+  running(vm: V, blackoutNs: number): void;
+  /** Lets everything that runs go on for a short while: called between the steps that are off the critical path. */
+  runOthers(vms: readonly V[]): void;
 }
 
 /** Told of each phase as it ends. */
@@ -174,20 +183,11 @@ export class Agent {
 
   /**
    * Brings the VMs of the journal back.
-   *
-   * @param open - retrieves a VM from its session, ready to run
-   * @param runOthers - lets everything that runs go on for a short while; called between the steps that are off the
-   *   critical path
    */
-  restore(
-    journal: Journal,
-    open: (session: number, name: string) => RestoredVm,
-    runOthers: (vms: readonly RestoredVm[]) => void,
-  ): RestoreResult {
+  restore<V extends RestoredVm>(journal: Journal, restorer: Restorer<V>): RestoreResult<V> {
     const host = this.#host;
-    const vms: RestoredVm[] = [];
+    const vms: V[] = [];
     const sessions = new Map<string, number>();
-    const blackoutNs = new Map<string, number>();
     const failures: RestoreFailure[] = [];
     const attempt = (vm: string, phase: string, attempts: number, step: () => void): boolean => {
       for (let left = attempts; ; left--) {
@@ -209,34 +209,34 @@ export class Agent {
         attempt(name, "restore", 1, () => {
           const session = retrieveSession(host, this.#liveUpdate, name);
           sessions.set(name, session);
-          const vm = open(session, name);
+          const vm = restorer.open(session, name);
           vm.resume();
           vm.step();
-          blackoutNs.set(name, host.clockNs() - pausedAtNs);
           vms.push(vm);
+          restorer.running(vm, host.clockNs() - pausedAtNs);
         });
       }
     });
     const rebuilt = this.#phase("rebuild", () =>
       vms.filter((vm) => {
-        runOthers(vms);
+        restorer.runOthers(vms);
         return attempt(vm.name, "rebuild", ATTEMPTS, () => vm.rebuild());
       }),
     );
     this.#phase("swap", () => {
       for (const vm of rebuilt) {
-        runOthers(vms);
+        restorer.runOthers(vms);
         attempt(vm.name, "swap", ATTEMPTS, () => vm.swap());
       }
     });
     this.#phase("finish", () => {
       for (const vm of vms) vm.settle();
       for (const [name, session] of sessions) {
-        runOthers(vms);
+        restorer.runOthers(vms);
         if (attempt(name, "finish", ATTEMPTS, () => finish(host, session))) host.close(session);
       }
     });
-    return { vms, blackoutNs, failures };
+    return { vms, failures };
   }
 
   /** Preserves the journal and all VMs. @returns the journal's record */

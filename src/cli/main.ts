@@ -62,7 +62,8 @@ async function main(args: readonly string[]): Promise<number> {
   } catch (error) {
     if (!(error instanceof UsageError)) throw error;
     console.error(`holdfast: ${error.message}`);
-    console.error(`Try: holdfast ${first === undefined ? "" : `${first} `}--help`);
+    const command = COMMANDS.some((c) => c.name === first) ? `${first} ` : "";
+    console.error(`Try: holdfast ${command}--help`);
     return 2;
   }
 }

@@ -3,7 +3,7 @@
  * @module
  */
 import { parseArgs } from "node:util";
-import { TIB } from "../../base/units.ts";
+import { formatBytes, TIB } from "../../base/units.ts";
 import { NIC_GUEST_MIN_BYTES } from "../../vmm/nic-guest.ts";
 import type { Command } from "../command.ts";
 import { UsageError } from "../usage-error.ts";
@@ -11,7 +11,7 @@ import { parseCount, parseSize } from "../values.ts";
 import { version } from "../version.ts";
 import type { DemoEvent } from "./events.ts";
 import { type DemoOptions, runDemo } from "./machines.ts";
-import { eventLine, jumpLines, table } from "./render.ts";
+import { Narrator, table } from "./render.ts";
 import { judge } from "./result.ts";
 
 const DEFAULTS = { updates: 3, vms: 2, memory: "256M", rate: 5000 };
@@ -89,7 +89,8 @@ function readArgs(args: readonly string[]) {
     }).values;
   } catch (error) {
     // parseArgs says what is wrong with which option.
-    if (error instanceof TypeError && "code" in error) throw new UsageError(error.message);
+    if (error instanceof TypeError && "code" in error)
+      throw new UsageError(error.message.split("\n")[0]);
     throw error;
   }
 }
@@ -99,22 +100,23 @@ async function perform(options: DemoOptions, json: boolean, signal: AbortSignal)
     if (!json) console.log(line);
   };
   const events: DemoEvent[] = [];
-  const logged: string[] = [];
+  const narrator = new Narrator();
+  show(
+    `Holdfast ${version()}: ${options.vms} VMs of ${formatBytes(options.memoryBytes)}, ${options.framesPerSecond} frames/s each`,
+  );
   const run = await runDemo(
     options,
     version(),
     {
       event(event) {
         events.push(event);
-        const line = eventLine(event);
-        if (line !== null) show(line);
+        for (const line of narrator.event(event)) show(line);
       },
       log(line) {
-        logged.push(line);
         show(`  kernel    ${line}`);
       },
-      jump(update, times, framesDuringJump) {
-        for (const line of jumpLines({ update, times, framesDuringJump })) show(line);
+      jump(times, framesDuringJump) {
+        for (const line of narrator.jump({ times, framesDuringJump })) show(line);
       },
     },
     signal,

@@ -99,32 +99,24 @@ function restoreVms(
   journal: Journal,
   say: (event: DemoEvent) => void,
 ): VirtualMachine[] {
-  const opened: VirtualMachine[] = [];
-  const result = agent.restore(
-    journal,
-    (session) => {
-      const vm = VirtualMachine.restore(host, session, bootNicGuest);
-      opened.push(vm);
-      return vm;
+  const { updates } = agent;
+  const { vms, failures } = agent.restore(journal, {
+    open: (session) => VirtualMachine.restore(host, session, bootNicGuest),
+    running: (vm, blackoutNs) =>
+      say({
+        event: "restored",
+        update: updates,
+        vm: vm.name,
+        blackoutNs,
+        guestBytesCopied: vm.guestBytesMoved,
+      }),
+    runOthers: (running) => {
+      for (let i = 0; i < STEPS_BETWEEN; i++) for (const vm of running) vm.step();
     },
-    (vms) => {
-      for (let i = 0; i < STEPS_BETWEEN; i++) for (const vm of vms) vm.step();
-    },
-  );
-  for (const { vm, phase, error } of result.failures)
-    say({ event: "failure", update: agent.updates, vm, phase, message: error.message });
-  for (const vm of opened) {
-    const blackoutNs = result.blackoutNs.get(vm.name);
-    if (blackoutNs === undefined) continue;
-    say({
-      event: "restored",
-      update: agent.updates,
-      vm: vm.name,
-      blackoutNs,
-      guestBytesCopied: vm.guestBytesMoved,
-    });
-  }
-  return opened.filter((vm) => result.blackoutNs.has(vm.name));
+  });
+  for (const { vm, phase, error } of failures)
+    say({ event: "failure", update: updates, vm, phase, message: error.message });
+  return [...vms];
 }
 
 function runFor(host: Host, vms: readonly VirtualMachine[], durationNs: number): void {

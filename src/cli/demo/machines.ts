@@ -30,7 +30,7 @@ export interface DemoWatcher {
   event(event: DemoEvent): void;
   /** A line of the kernel's log. */
   log(line: string): void;
-  jump(update: number, times: JumpTimes, framesDuringJump: number): void;
+  jump(times: JumpTimes, framesDuringJump: number): void;
 }
 
 export interface DemoRun {
@@ -107,7 +107,7 @@ async function runLive(
       };
       jumps.push(times);
       const frames = machine.statistics.nics().reduce((sum, nic) => sum + nic.withoutKernel, 0);
-      watcher.jump(jumps.length, times, frames - seen);
+      watcher.jump(times, frames - seen);
       seen = frames;
     },
   });
@@ -140,7 +140,7 @@ function runDeterministic(
     const times = { requestedNs: nowNs, endedNs: nowNs, scribbledNs: nowNs, enteredNs: nowNs };
     jumps.push(times);
     const frames = machine.statistics.nics().reduce((sum, nic) => sum + nic.withoutKernel, 0);
-    watcher.jump(jumps.length, times, frames - seen);
+    watcher.jump(times, frames - seen);
     seen = frames;
     return parameters;
   });

@@ -5,38 +5,54 @@ import { type JumpTimes, toMs, type Verdict } from "./result.ts";
 
 /** What happens at a jump, as the hardware saw it. */
 export interface JumpSight {
-  readonly update: number;
   readonly times: JumpTimes;
-  /** Frames that reached guest memory since the last jump's end and while no kernel existed. */
+  /** Frames that reached guest memory while no kernel existed. */
   readonly framesDuringJump: number;
 }
 
-/** A line for an event, or null for those that a person need not see. */
-export function eventLine(event: DemoEvent): string | null {
-  switch (event.event) {
-    case "boot":
-      return event.update === 0
-        ? `boot      ${event.release}, cold`
-        : `  boot      ${event.release}`;
-    case "phase":
-      return `  ${event.name.padEnd(9)} ${ms(event.endNs - event.startNs)}`;
-    case "restored":
-      return `  ${event.vm.padEnd(9)} runs again, blackout ${ms(event.blackoutNs).trim()}`;
-    case "handover":
-      return `  handover  ${formatBytes(event.bytes)} beside ${formatBytes(event.guestBytes)} of guest memory`;
-    case "failure":
-      return `  FAILED    ${event.vm} ${event.phase}: ${event.message}`;
-    default:
-      return null;
+/** Turns what happens, in order, into lines for a person. */
+export class Narrator {
+  #enteredNs = 0;
+
+  /** Lines for an event; none where a person need not see it. */
+  event(event: DemoEvent): string[] {
+    switch (event.event) {
+      case "boot":
+        return event.update === 0
+          ? [`boot ${event.release}, cold`]
+          : [phaseLine("boot", event.atNs - this.#enteredNs, event.release)];
+      case "phase": {
+        const line = phaseLine(event.name, event.endNs - event.startNs);
+        return event.name === "preflight" ? ["", `update ${event.update}`, line] : [line];
+      }
+      case "restored":
+        return [phaseLine(event.vm, event.blackoutNs, "blackout: it runs again")];
+      case "handover":
+        return [
+          `  handover of ${formatBytes(event.bytes)} beside ${formatBytes(event.guestBytes)} of guest memory`,
+        ];
+      case "failure":
+        return [`  FAILED ${event.vm} ${event.phase}: ${event.message}`];
+      default:
+        return [];
+    }
+  }
+
+  jump({ times, framesDuringJump }: JumpSight): string[] {
+    this.#enteredNs = times.enteredNs;
+    return [
+      phaseLine(
+        "jump",
+        times.enteredNs - times.requestedNs,
+        `no kernel; ${framesDuringJump} frames reached guest memory`,
+      ),
+    ];
   }
 }
 
-/** Lines for a jump. */
-export function jumpLines(sight: JumpSight): string[] {
-  const t = sight.times;
-  return [
-    `  jump      ${ms(t.enteredNs - t.requestedNs)}  no kernel; ${sight.framesDuringJump} frames reached guest memory`,
-  ];
+function phaseLine(name: string, durationNs: number, remark = ""): string {
+  const ms = toMs(durationNs).toFixed(2).padStart(9);
+  return `  ${name.padEnd(9)} ${ms} ms  ${remark}`.trimEnd();
 }
 
 /** The final table. */
@@ -88,8 +104,4 @@ export function table({ result, problems }: Verdict): string {
     lines.push("nothing lost, nothing corrupt, nothing copied, nothing leaked");
   else lines.push(...problems.map((problem) => `PROBLEM: ${problem}`));
   return lines.join("\n");
-}
-
-function ms(ns: number): string {
-  return `${toMs(ns).toFixed(2).padStart(8)} ms`;
 }
