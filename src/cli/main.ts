@@ -68,4 +68,9 @@ async function main(args: readonly string[]): Promise<number> {
   }
 }
 
+// A reader that has seen enough (`| head`) is no error of ours.
+process.stdout.on("error", (error: NodeJS.ErrnoException) => {
+  if (error.code === "EPIPE") process.exit(0);
+  throw error;
+});
 process.exitCode = await main(process.argv.slice(2));

@@ -35,16 +35,16 @@ export interface GuestCounters {
 
 /** What a guest is given to run on. */
 export interface GuestMachine {
-  /** RAM from guest physical address 0 on. */
+  /** RAM, by offset: as a guest sees it after its own address translation, without the hole below 4 GiB. */
   readonly memory: MappedMemory;
   /** Registers of the assigned device: BAR 0. */
   readonly device: DeviceRegisters;
   /**
-   * The address by which the device reaches guest memory: the guest physical address itself behind an IOMMU, the
-   * host's physical address without one.
+   * The address by which the device reaches a part of RAM: the guest physical address behind an IOMMU, the host's
+   * physical address without one.
    * @param lengthBytes - must be contiguous there
    */
-  dmaAddress(guestPhysicalAddress: number, lengthBytes: number): number;
+  dmaAddress(offset: number, lengthBytes: number): number;
 }
 
 export interface DeviceRegisters {

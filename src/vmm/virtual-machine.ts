@@ -16,6 +16,7 @@ import { VFIO_PCI_CONFIG_REGION_INDEX } from "../abi/uapi/vfio.ts";
 import { VFIO_PCI_LUO_COMPATIBLE } from "../abi/vfio-luo.ts";
 import { isKernelError, KernelError } from "../base/errno.ts";
 import { withUndo } from "../base/undo.ts";
+import { GIB } from "../base/units.ts";
 import { fiemap } from "../host/fiemap.ts";
 import type { Host } from "../host/host.ts";
 import * as iommufd from "../host/iommufd.ts";
@@ -56,6 +57,10 @@ interface VmState {
   /** Hexadecimal; null before the first pause. */
   readonly registers: string | null;
 }
+
+/** As on a PC: memory leaves room below 4 GiB for device registers and interrupts, and goes on above. */
+const LOW_MEMORY_END = 3 * GIB;
+const HIGH_MEMORY_START = 4 * GIB;
 
 /** The ordinary chain behind the device. */
 interface Chain {
@@ -351,20 +356,29 @@ function buildChain(host: Host, fds: Fds, spec: VmSpec, deviceId: number, token:
   return withUndo((undo) => {
     const ioasId = iommufd.ioasAlloc(host, fds.iommufd);
     undo(() => iommufd.destroy(host, fds.iommufd, ioasId));
-    iommufd.ioasMapFile(host, fds.iommufd, {
-      ioasId,
-      fileFd: fds.memory,
-      start: 0,
-      lengthBytes: spec.memoryBytes,
-      iova: 0,
-      writable: true,
-    });
+    for (const { offset, gpa, lengthBytes } of guestMemoryMap(spec.memoryBytes))
+      iommufd.ioasMapFile(host, fds.iommufd, {
+        ioasId,
+        fileFd: fds.memory,
+        start: offset,
+        lengthBytes,
+        iova: gpa,
+        writable: true,
+      });
     if (spec.noiommu) return { ioasId, hwptId: null, hwptToken: null };
     const hwptId = iommufd.hwptAlloc(host, fds.iommufd, { deviceId, ptId: ioasId });
     undo(() => iommufd.destroy(host, fds.iommufd, hwptId));
     iommufd.hwptMarkPreserve(host, fds.iommufd, hwptId, token);
     return { ioasId, hwptId, hwptToken: token };
   });
+}
+
+/** Which part of the memory file is at which guest physical address. */
+function guestMemoryMap(memoryBytes: number) {
+  const low = { offset: 0, gpa: 0, lengthBytes: Math.min(memoryBytes, LOW_MEMORY_END) };
+  if (memoryBytes <= LOW_MEMORY_END) return [low];
+  const lengthBytes = memoryBytes - LOW_MEMORY_END;
+  return [low, { offset: LOW_MEMORY_END, gpa: HIGH_MEMORY_START, lengthBytes }];
 }
 
 function guestMachine(
@@ -379,10 +393,11 @@ function guestMachine(
   return {
     memory,
     device: bar,
-    dmaAddress(guestPhysicalAddress, lengthBytes) {
-      if (!spec.noiommu) return guestPhysicalAddress;
-      if (memoryMap !== undefined) return physicalOf(memoryMap, guestPhysicalAddress, lengthBytes);
-      const found = iommufd.noiommuGetPa(host, fds.iommufd, chain.ioasId, guestPhysicalAddress);
+    dmaAddress(offset, lengthBytes) {
+      const gpa = offset < LOW_MEMORY_END ? offset : offset + HIGH_MEMORY_START - LOW_MEMORY_END;
+      if (!spec.noiommu) return gpa;
+      if (memoryMap !== undefined) return physicalOf(memoryMap, offset, lengthBytes);
+      const found = iommufd.noiommuGetPa(host, fds.iommufd, chain.ioasId, gpa);
       if (found.lengthBytes < lengthBytes)
         throw new KernelError("EINVAL", "dma", `only ${found.lengthBytes} bytes are contiguous`);
       return found.physical;
