@@ -3,11 +3,12 @@
  *
  * Why: a carve-out has no page metadata, and what of it is in use follows from the file system's own metadata; so
  * this allocator keeps a list of free ranges and is filled anew from the metadata after each kexec.
- * Large blocks come from the bottom, single pages from the top, so that small ones do not break up 1 GiB blocks.
+ * Large blocks come from the bottom, single pages from the topmost 2 MiB with a free page, so that small ones do not
+ * break up 1 GiB blocks; upwards within these, so that pages that follow one another make one extent.
  * @module
  */
 import { assert } from "../../base/assert.ts";
-import { alignDown, alignUp, hex, orderBytes } from "../../base/units.ts";
+import { alignDown, alignUp, hex, MIB, orderBytes } from "../../base/units.ts";
 
 export class RangeAllocator {
   /** Free ranges, ascending, not touching: starts and their ends. */
@@ -35,7 +36,7 @@ export class RangeAllocator {
     if (order === 0) {
       const last = this.#starts.length - 1;
       if (last < 0) return null;
-      const pa = this.#ends[last] - bytes;
+      const pa = Math.max(this.#starts[last], alignDown(this.#ends[last] - 1, 2 * MIB));
       this.#take(last, pa, bytes);
       return pa;
     }
