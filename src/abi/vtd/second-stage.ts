@@ -36,6 +36,8 @@ export const SS_IGNORED_HIGH = 0xbff00000;
 export const SS_ADDRESS_HIGH = 0x000fffff;
 
 const SPAN = [2 ** 12, 2 ** 21, 2 ** 30, 2 ** 39, 2 ** 48];
+/** Exact, and multiplying takes a quarter of the time of dividing: walks do it at every level. */
+const PER_BYTE = SPAN.map((bytes) => 1 / bytes);
 
 /** Bytes that one entry of a level spans: 4 KiB, 2 MiB, 1 GiB, 512 GiB. */
 export function ssSpanBytes(level: number): number {
@@ -44,7 +46,7 @@ export function ssSpanBytes(level: number): number {
 
 /** Index of an address in a table of a level. */
 export function ssIndex(iova: number, level: number): number {
-  return (iova / SPAN[level]) & 511;
+  return (iova * PER_BYTE[level]) & 511;
 }
 
 /** Whether the entry is present. */

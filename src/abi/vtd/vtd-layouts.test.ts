@@ -101,7 +101,7 @@ test("a context entry reads back as it was made", () => {
           domainId,
           avail,
         });
-        assert.ok(words.every((w) => w >= 0 && w < 2 ** 32 && Number.isInteger(w)));
+        assert.deepEqual([...Uint32Array.from(words)], words);
         assert.equal(tableAddress(words[0], words[1]), pfn * 4096);
         assert.equal(contextAddressWidth(words[2]), addressWidth);
         assert.equal(contextTranslationType(words[0]), translationType);

@@ -59,7 +59,7 @@ import { type VtdCapabilities, widestAddressWidth } from "./capabilities.ts";
 export const NO_FAULT = 0;
 
 /** The part of physical memory that the walk uses. */
-export type WalkMemory = Pick<PhysicalMemory, "contains" | "load32">;
+export type WalkMemory = Pick<PhysicalMemory, "contains" | "loadOrdered32">;
 
 /** Its methods return a fault reason or {@link NO_FAULT} and leave what they found in the fields, so that a walk allocates nothing. */
 export class TableWalk {
@@ -181,8 +181,8 @@ export class TableWalk {
     const words = this.#words;
     if (!memory.contains(pa, ENTRY_BYTES)) return false;
     do {
-      for (let i = 0; i < 4; i++) words[i] = memory.load32(pa + 4 * i);
-    } while (memory.load32(pa) !== words[0]);
+      for (let i = 0; i < 4; i++) words[i] = memory.loadOrdered32(pa + 4 * i);
+    } while (memory.loadOrdered32(pa) !== words[0]);
     return true;
   }
 
@@ -192,9 +192,9 @@ export class TableWalk {
     const words = this.#words;
     if (!memory.contains(pa, SS_ENTRY_BYTES)) return false;
     do {
-      words[0] = memory.load32(pa);
-      words[1] = memory.load32(pa + 4);
-    } while (memory.load32(pa) !== words[0]);
+      words[0] = memory.loadOrdered32(pa);
+      words[1] = memory.loadOrdered32(pa + 4);
+    } while (memory.loadOrdered32(pa) !== words[0]);
     return true;
   }
 }

@@ -129,12 +129,11 @@ test("a switch of the root in one store keeps the domain's old translations unti
   assert.equal(rig.outcome(SID, 0x5000), "0x9000");
   const other = rig.page();
   rig.map(other, 3, 0x5000, 0xb000);
-  const at = rig.setContext(SID, { secondStageTable: other, domainId: 3 });
+  rig.setContext(SID, { secondStageTable: other, domainId: 3 });
   rig.flushContexts(GRANULARITY_DEVICE, 3, SID);
   assert.equal(rig.outcome(SID, 0x5000), "0x9000");
   rig.flushIotlb(GRANULARITY_DOMAIN, 3);
   assert.equal(rig.outcome(SID, 0x5000), "0xb000");
-  assert.ok(at > 0);
 });
 
 test("two contexts of one domain share translations, those of two domains do not", () => {
@@ -311,7 +310,7 @@ test("invalidations keep to their domain at both ends of its addresses", () => {
   iotlb.invalidatePages(4, 2 ** 48, 0);
   iotlb.invalidateDomain(5);
   for (const domainId of [4, 6])
-    for (const iova of [0, last]) assert.ok(iotlb.lookup(domainId, iova) >= 0);
+    for (const iova of [0, last]) assert.notEqual(iotlb.lookup(domainId, iova), -1);
   for (const iova of [0, last]) assert.equal(iotlb.lookup(5, iova), -1);
 });
 

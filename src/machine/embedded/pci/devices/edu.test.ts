@@ -208,7 +208,7 @@ test("what the bus refuses to read arrives as ones, and the transfer ends all th
   bus.refuse = false;
   transfer(reg.EDU_BUFFER, 0x1000, 302, reg.EDU_DMA_TO_MEMORY);
   run(0);
-  assert.ok(bus.memory.subarray(0x1000, 0x1000 + 300).every((byte) => byte === 0xff));
+  assert.deepEqual(bus.memory.subarray(0x1000, 0x1000 + 300), new Uint8Array(300).fill(0xff));
   assert.equal(bus.memory[0x1000 + 300], 0);
 });
 
