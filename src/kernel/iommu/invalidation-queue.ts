@@ -96,7 +96,7 @@ export class InvalidationQueue implements Invalidation {
     this.#memory.fence();
     this.#registers.write32(IQT_REG, this.#tail);
     this.#registers.waitUntil(() => {
-      if (this.#memory.load32(this.#status) === this.#sequence) return true;
+      if (this.#memory.loadOrdered32(this.#status) === this.#sequence) return true;
       const errors = this.#registers.read32(FSTS_REG) & ERRORS;
       assert(
         errors === 0,

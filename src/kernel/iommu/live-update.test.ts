@@ -97,6 +97,7 @@ describe("a kexec", () => {
     let dmas = 0;
     const faults = rig.units[0].statistics.faults;
     rig.beforeStore = () => {
+      if (dmas % 2 === 0) rig.dropCaches();
       const offset = (dmas++ * 0x1_1000) % GUEST_BYTES;
       assert.equal(rig.dma(NIC, IOVA + offset), guest + offset);
       assert.equal(rig.dma(EDU, RMRR.start), RMRR.start);
@@ -141,6 +142,7 @@ describe("a kexec", () => {
   test("writes no entry that hardware can reach while it adopts", () => {
     const { rig, parameters, data, pages } = handedOver();
     const next = rig.boot(parameters);
+    const before = next.mm.counts().allocated;
     const touched = new Set<number>();
     rig.beforeStore = (pa) => touched.add(pa - (pa % PAGE_SIZE));
     adopt(next, data);
@@ -148,6 +150,9 @@ describe("a kexec", () => {
     rig.beforeStore = () => undefined;
     assert.ok(touched.size > 0, "the new queue was written");
     for (const page of pages) assert.ok(!touched.has(page), `page ${page} was written`);
+    const { allocated } = next.mm.counts();
+    // Per tree a table of each level, one more for the NIC's page, one for the RMRR's; the queue; not the record.
+    assert.equal(allocated - before, 1 + 3 + (5 + 3 + 4) + 2);
   });
 
   test("flushes what the previous kernel may have left in caches", () => {

@@ -288,7 +288,10 @@ export class RemappingUnit {
   /** Pages that the unit holds for itself: tables and the invalidation queue. */
   get pageCount(): number {
     if (!this.isStarted) return 0;
-    return this.#tablePages().length + (this.#invalidation instanceof InvalidationQueue ? QUEUE_PAGES : 0);
+    return (
+      this.#tablePages().length +
+      (this.#invalidation instanceof InvalidationQueue ? QUEUE_PAGES : 0)
+    );
   }
 
   /** Root and context tables. */

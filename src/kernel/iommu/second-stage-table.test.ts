@@ -119,14 +119,14 @@ describe("map()", () => {
   test("leaves nothing mapped and nothing allocated when it fails at any step", () => {
     const { table, faults, mm, flushes } = fixture();
     // Tables that exist already, so that some of the new entries are in reach of devices at once.
-    table.map(GIB + 4 * MIB, 0, PAGE_SIZE, RW);
+    table.map(GIB + 4 * MIB + 8 * PAGE_SIZE, 0, PAGE_SIZE, RW);
     const before = runs(table);
     const allocated = mm.counts().allocated;
     const map = () =>
-      table.map(GIB - 5 * PAGE_SIZE, 3 * GIB - 5 * PAGE_SIZE, 4 * MIB + 5 * PAGE_SIZE, RW);
+      table.map(GIB - 5 * PAGE_SIZE, 3 * GIB - 5 * PAGE_SIZE, 4 * MIB + 8 * PAGE_SIZE, RW);
     const points = faults.record(map);
     assert.ok(points.includes("mm:alloc") && points.includes("iommu:map"));
-    table.unmap(GIB - 5 * PAGE_SIZE, 4 * MIB + 5 * PAGE_SIZE);
+    table.unmap(GIB - 5 * PAGE_SIZE, 4 * MIB + 8 * PAGE_SIZE);
     assert.deepEqual(runs(table), before);
     let flushed = 0;
     for (let i = 0; i < points.length; i++) {

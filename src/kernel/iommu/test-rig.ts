@@ -5,6 +5,7 @@
  * which reads the same RAM but does not pass the store hook.
  * @module
  */
+import { GRANULARITY_GLOBAL } from "../../abi/vtd/registers.ts";
 import { BugError } from "../../base/assert.ts";
 import { FaultInjector } from "../../base/fault-injector.ts";
 import { MIB } from "../../base/units.ts";
@@ -154,6 +155,14 @@ export class Rig {
     const adopted = adopt(next, frozen);
     next.iommu.start();
     return { ...next, adopted };
+  }
+
+  /** Hardware may drop what it has cached at any time: then every walk starts from the root table. */
+  dropCaches(): void {
+    for (const unit of this.units) {
+      unit.invalidateContext(GRANULARITY_GLOBAL, 0, 0, 0);
+      unit.invalidateIotlb(GRANULARITY_GLOBAL, 0, 0, 0);
+    }
   }
 
   /** Where DMA of a function arrives, or -1. */

@@ -211,28 +211,31 @@ describe("attach()", () => {
     assert.equal(rig.dma(NIC, 0), TARGET);
   });
 
-  test("moves a function between domains under DMA, at every store, without a fault or a wrong address", () => {
-    const rig = new Rig();
-    const { iommu } = rig.coldBoot();
-    const first = iommu.allocDomain(NIC);
-    const second = iommu.allocDomain(NIC);
-    first.map(GIB, TARGET, 2 * MIB, RW);
-    // The same translation in pages of another size.
-    for (let at = 0; at < 2 * MIB; at += MIB) second.map(GIB + at, TARGET + at, MIB, RW);
-    iommu.attach(NIC, first);
-    const faultsBefore = rig.units[0].statistics.faults;
-    let checks = 0;
-    rig.beforeStore = () => {
-      const offset = (checks++ * 0x11000) % (2 * MIB);
-      assert.equal(rig.dma(NIC, GIB + offset), TARGET + offset);
-    };
-    for (let i = 0; i < 6; i++) {
-      iommu.attach(NIC, i % 2 === 0 ? second : first);
-      rig.beforeStore(0);
-    }
-    assert.ok(checks > 50, `${checks} DMAs between stores`);
-    assert.equal(rig.units[0].statistics.faults, faultsBefore);
-  });
+  for (const caches of ["warm", "cold"]) {
+    test(`moves a function under DMA, at every store, with ${caches} caches, without a fault or a wrong address`, () => {
+      const rig = new Rig();
+      const { iommu } = rig.coldBoot();
+      const first = iommu.allocDomain(NIC);
+      const second = iommu.allocDomain(NIC);
+      first.map(GIB, TARGET, 2 * MIB, RW);
+      // The same translation in pages of another size.
+      for (let at = 0; at < 2 * MIB; at += MIB) second.map(GIB + at, TARGET + at, MIB, RW);
+      iommu.attach(NIC, first);
+      const faultsBefore = rig.units[0].statistics.faults;
+      let checks = 0;
+      rig.beforeStore = () => {
+        if (caches === "cold") rig.dropCaches();
+        const offset = (checks++ * 0x11000) % (2 * MIB);
+        assert.equal(rig.dma(NIC, GIB + offset), TARGET + offset);
+      };
+      for (let i = 0; i < 6; i++) {
+        iommu.attach(NIC, i % 2 === 0 ? second : first);
+        rig.beforeStore(0);
+      }
+      assert.ok(checks > 50, `${checks} DMAs between stores`);
+      assert.equal(rig.units[0].statistics.faults, faultsBefore);
+    });
+  }
 
   test("is one store of the context entry: DMA sees the old tables before it and none of them after", () => {
     const rig = new Rig();
@@ -254,27 +257,38 @@ describe("attach()", () => {
     assert.equal(rig.dma(NIC, 0), TARGET + MIB);
   });
 
-  test("never leads a function astray while an entry appears or goes", () => {
-    const rig = new Rig();
-    const { iommu } = rig.coldBoot();
-    const domain = iommu.allocDomain(NIC);
-    const seen = new Set<number>();
-    rig.beforeStore = () => {
-      for (let at = 0; at < 3 * MIB; at += 64 * PAGE_SIZE) {
-        const pa = rig.dma(NIC, at);
-        if (pa !== -1) seen.add(pa - at);
+  for (const caches of ["warm", "cold"]) {
+    test(`never shows half an entry while one appears or goes, with ${caches} caches`, () => {
+      const rig = new Rig({ units: [capabilities({ nfr: 64 })] });
+      const { iommu } = rig.coldBoot();
+      const domain = iommu.allocDomain(NIC);
+      const targets = new Set<number>();
+      const reasons = new Set<number>();
+      rig.beforeStore = () => {
+        if (caches === "cold") rig.dropCaches();
+        for (let at = 0; at < 3 * MIB; at += 64 * PAGE_SIZE) {
+          const pa = rig.dma(NIC, at);
+          if (pa !== -1) targets.add(pa - at);
+        }
+        for (const { reason } of iommu.readFaults()) reasons.add(reason);
+      };
+      for (let i = 0; i < 3; i++) {
+        iommu.attach(NIC, domain);
+        domain.map(0, TARGET, 2 * MIB, RW);
+        domain.map(2 * MIB, TARGET + 2 * MIB, MIB, RW);
+        domain.unmap(0, 2 * MIB);
+        iommu.block(NIC);
+        domain.unmap(2 * MIB, MIB);
       }
-    };
-    for (let i = 0; i < 3; i++) {
-      iommu.attach(NIC, domain);
-      domain.map(0, TARGET, 2 * MIB, RW);
-      domain.map(2 * MIB, TARGET + 2 * MIB, MIB, RW);
-      domain.unmap(0, 2 * MIB);
-      iommu.block(NIC);
-      domain.unmap(2 * MIB, MIB);
-    }
-    assert.deepEqual([...seen], [TARGET]);
-  });
+      assert.deepEqual([...targets], [TARGET]);
+      assert.equal(iommu.faultOverflows, 0);
+      assert.deepEqual(
+        [...reasons].sort(),
+        [FAULT_ROOT_NOT_PRESENT, FAULT_CONTEXT_NOT_PRESENT, FAULT_WRITE],
+        "only what is meant to be absent is missing",
+      );
+    });
+  }
 
   test("and block leave nothing behind in 50 rounds", () => {
     const rig = new Rig();
@@ -457,6 +471,19 @@ describe("blockAll()", () => {
       assert.equal(rig.dma(NIC, 0), TARGET + MIB);
     });
   }
+
+  test("is not needed for start() to take over a unit and its queue from a kernel that has just stopped", () => {
+    const { rig } = abandoned(capabilities({}));
+    const next = rig.boot(null);
+    next.iommu.start();
+    assert.equal(rig.dma(NIC, 0), -1);
+    const domain = next.iommu.allocDomain(NIC);
+    next.iommu.attach(NIC, domain);
+    domain.map(0, TARGET + MIB, PAGE_SIZE, RW);
+    assert.equal(rig.dma(NIC, 0), TARGET + MIB);
+    domain.unmap(0, PAGE_SIZE);
+    assert.equal(rig.dma(NIC, 0), -1);
+  });
 
   test("leaves a unit alone that does not translate", () => {
     const rig = new Rig();
