@@ -510,8 +510,8 @@ test("an entry that changes between the reads of its halves is taken whole", () 
     registerBase: 0,
     memory: Object.assign(Object.create(rig.memory), {
       contains: (pa: number, length: number) => rig.memory.contains(pa, length),
-      load32: (pa: number) => {
-        const value = rig.memory.load32(pa);
+      loadOrdered32: (pa: number) => {
+        const value = rig.memory.loadOrdered32(pa);
         if (pa === leaf && armed) {
           armed = false;
           rig.memory.exchange64(leaf, ssEntryLow(5 * GIB + 0x1000, 3), ssEntryHigh(5 * GIB));
