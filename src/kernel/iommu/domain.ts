@@ -70,11 +70,16 @@ export interface IommuCore {
    *
    * Leaving a restored domain, the new tables are compared first: every translation of the old ones must be
    * there, to the same address, with no fewer rights.
-   * @throws {KernelError} EINVAL when a translation would break (the message names the IOVA); EBUSY when the
-   *   function is preserved or has an RMRR; ENOMEM. After a failure the old domain is in place.
+   * @throws {KernelError} EINVAL when a translation would break (the message names the IOVA), or when the
+   *   function's unit cannot walk the domain's tables or cannot move to them in one step; EBUSY when the function is
+   *   preserved or has an RMRR; ENODEV when it is not translated; ENOMEM; ENOSPC when the unit has no domain id left.
+   *   After a failure the old domain is in place.
    */
   attach(pci: PciFunction, domain: PagingDomain): void;
-  /** Moves a function behind the blocking domain. Never fails. */
+  /**
+   * Moves a function behind the blocking domain. Never fails. A function with an RMRR stays where it is, and for one
+   * that is not translated there is nothing to do. It must not be preserved.
+   */
   block(pci: PciFunction): void;
   /** Memory that must not be mapped at these IOVAs for this function: MSI window, RMRRs. */
   reservedRegions(pci: PciFunction): readonly {
@@ -104,6 +109,9 @@ export interface IommuCore {
   restoredDomain(id: number): RestoredDomain | null;
   /** Restored domains not freed yet, for leak checks. */
   readonly restoredCount: number;
-  /** At reboot(KEXEC), when nothing can fail any more: functions that are not preserved go behind the blocking domain. */
+  /**
+   * At reboot(KEXEC), when nothing can fail any more and after the PCI root's `shutdown`: functions that are not
+   * preserved go behind the blocking domain.
+   */
   shutdown(): void;
 }

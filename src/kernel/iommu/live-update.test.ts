@@ -153,6 +153,11 @@ describe("a kexec", () => {
     const { allocated } = next.mm.counts();
     // Per tree a table of each level, one more for the NIC's page, one for the RMRR's; the queue; not the record.
     assert.equal(allocated - before, 1 + 3 + (5 + 3 + 4) + 2);
+    assert.equal(
+      next.iommu.ownPages,
+      allocated - before - (5 + 3),
+      "restored tables are not its own",
+    );
   });
 
   test("flushes what the previous kernel may have left in caches", () => {
@@ -308,6 +313,7 @@ describe("attach() from a restored domain", () => {
       faults: first.faults,
       unit: unitsOf(rig, first)[0],
       levels: 3,
+      pageSizes: unitsOf(rig, first)[0].pageSizes,
       onFree: () => undefined,
     });
     narrow.map(IOVA, guest, GUEST_BYTES, RW);
@@ -320,6 +326,28 @@ describe("attach() from a restored domain", () => {
     const domain = swap(second, NIC, guest);
     assert.equal(domain.apertureEnd, 2 ** 39);
     assert.equal(rig.dma(NIC, IOVA), guest);
+  });
+
+  test("moves functions that share the domain one by one", () => {
+    const rig = new Rig();
+    const first = rig.coldBoot();
+    const guest = guestMemory(first);
+    const shared = attachGuest(first, NIC, guest);
+    first.iommu.attach(NIC2, shared);
+    const second = rig.kexec(first, preserve(first, [NIC, NIC2]));
+    const old = second.iommu.domainOf(NIC);
+    assert.ok(old?.type === "restored");
+    assert.equal(second.iommu.domainOf(NIC2), old);
+    assert.equal(old.attachedCount, 2);
+    const domain = swap(second, NIC, guest);
+    assert.equal(old.attachedCount, 1);
+    assert.equal(rig.dma(NIC2, IOVA), guest);
+    assert.throws(() => old.free(), BugError);
+    second.iommu.attach(NIC2, domain);
+    old.free();
+    for (const pci of [NIC, NIC2]) assert.equal(rig.dma(pci, IOVA + MIB), guest + MIB);
+    domain.unmap(IOVA, GUEST_BYTES);
+    for (const pci of [NIC, NIC2]) assert.equal(rig.dma(pci, IOVA + MIB), -1);
   });
 
   test("block() ends the restored domain's last use too", () => {

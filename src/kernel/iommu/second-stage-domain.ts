@@ -24,6 +24,8 @@ export interface SecondStageDomainOptions {
   /** The unit whose formats it has. */
   readonly unit: RemappingUnit;
   readonly levels: number;
+  /** Page sizes to map with, as a sum: of those that the unit walks. */
+  readonly pageSizes: number;
   /** Tables to take over. */
   readonly existing?: { readonly top: number; readonly tableCount: number };
   /** Called when it is freed. */
@@ -43,7 +45,7 @@ export class SecondStageDomain implements PagingDomain {
   /** @throws {KernelError} ENOMEM */
   constructor(options: SecondStageDomainOptions) {
     this.apertureEnd = options.unit.apertureEnd(options.levels);
-    this.pageSizes = options.unit.pageSizes;
+    this.pageSizes = options.pageSizes;
     this.#onFree = options.onFree;
     this.table = new SecondStageTable({
       memory: options.memory,

@@ -128,7 +128,13 @@ export class Rig {
       },
       powerOff: absent,
     };
-    return { machine, faults, mm, kho, iommu: new VtdIommu({ machine, mm, kho, faults }) };
+    return {
+      machine,
+      faults,
+      mm,
+      kho,
+      iommu: new VtdIommu({ machine, mm, kho, faults, superpages: true }),
+    };
   }
 
   /** A kernel on a cold machine, with its IOMMU started. */

@@ -16,7 +16,7 @@ import { assert } from "../../base/assert.ts";
 import { KernelError } from "../../base/errno.ts";
 import type { FaultInjector } from "../../base/fault-injector.ts";
 import { withUndo } from "../../base/undo.ts";
-import { hex } from "../../base/units.ts";
+import { hex, PAGE_SIZE } from "../../base/units.ts";
 import type { Machine } from "../../machine/machine.ts";
 import type { KexecHandover } from "../kho/handover.ts";
 import type { FileLifecycleBound } from "../liveupdate/file-handler.ts";
@@ -52,6 +52,8 @@ export interface VtdIommuOptions {
   readonly mm: PageAllocator;
   readonly kho: KexecHandover;
   readonly faults: FaultInjector;
+  /** False: new domains are mapped with 4 KiB pages only (intel_iommu=sp_off). What is adopted stays as it is. */
+  readonly superpages: boolean;
 }
 
 /** A blocked DMA, with the unit that blocked it. */
@@ -67,6 +69,7 @@ export class VtdIommu implements IommuCore {
   readonly #mm: PageAllocator;
   readonly #kho: KexecHandover;
   readonly #faults: FaultInjector;
+  readonly #superpages: boolean;
   readonly #units: readonly RemappingUnit[];
   readonly #rmrrs: readonly RmrrFunction[];
   readonly #outgoing: OutgoingHandover;
@@ -81,6 +84,7 @@ export class VtdIommu implements IommuCore {
     this.#mm = mm;
     this.#kho = kho;
     this.#faults = faults;
+    this.#superpages = options.superpages;
     this.#units = machine.firmware.drhds.map(
       (drhd) => new RemappingUnit({ machine, mm, kho, drhd }),
     );
@@ -182,6 +186,7 @@ export class VtdIommu implements IommuCore {
       unit,
       // The function can move from where it is now only to tables of the same width.
       levels: this.#attachmentOf(pci)?.levels ?? unit.defaultLevels,
+      pageSizes: this.#pageSizesOf(unit),
       onFree: () => {
         this.#domainCount--;
       },
@@ -367,9 +372,14 @@ export class VtdIommu implements IommuCore {
       faults: this.#faults,
       unit,
       levels,
+      pageSizes: this.#pageSizesOf(unit),
       onFree: () => undefined,
       ...(existing === undefined ? {} : { existing }),
     });
+  }
+
+  #pageSizesOf(unit: RemappingUnit): number {
+    return this.#superpages ? unit.pageSizes : PAGE_SIZE;
   }
 
   /** Takes over what was found good. Writes no entry; frees the record. */
