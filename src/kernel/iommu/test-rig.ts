@@ -96,7 +96,7 @@ export class Rig {
   }
 
   /** A kernel up to the point where an IOMMU can be made: nothing of the IOMMU was touched. */
-  boot(parameters: KhoBootParameters | null): TestKernel {
+  boot(parameters: KhoBootParameters | null, superpages = true): TestKernel {
     const memory = new ObservedRam(this.#shared, (pa) => this.beforeStore(pa));
     const faults = new FaultInjector();
     const incoming = parameters === null ? null : IncomingHandover.read(memory, parameters);
@@ -133,7 +133,7 @@ export class Rig {
       faults,
       mm,
       kho,
-      iommu: new VtdIommu({ machine, mm, kho, faults, superpages: true }),
+      iommu: new VtdIommu({ machine, mm, kho, faults, superpages }),
     };
   }
 

@@ -113,6 +113,20 @@ describe("allocDomain()", () => {
     assert.equal(small.pageSizes, PAGE_SIZE);
   });
 
+  test("maps with 4 KiB pages only when superpages are off", () => {
+    const rig = new Rig();
+    const kernel = rig.boot(null, false);
+    kernel.iommu.start();
+    const domain = kernel.iommu.allocDomain(NIC);
+    assert.equal(domain.pageSizes, PAGE_SIZE);
+    domain.map(GIB, TARGET, 2 * MIB, RW);
+    // A page of 2 MiB could not lose one of its 4 KiB.
+    domain.unmap(GIB + PAGE_SIZE, PAGE_SIZE);
+    kernel.iommu.attach(NIC, domain);
+    assert.equal(rig.dma(NIC, GIB), TARGET);
+    assert.equal(rig.dma(NIC, GIB + PAGE_SIZE), -1);
+  });
+
   test("fails with ENODEV for a function that is not translated", () => {
     const { iommu } = new Rig().coldBoot();
     const foreign = pciFunction(3, 0x100);
