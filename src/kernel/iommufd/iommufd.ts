@@ -1,15 +1,13 @@
 /**
- * /dev/iommu: each open file is a context with its own objects.
+ * What all open /dev/iommu files share: the IOMMU, and who owns which domain of the previous kernel.
  *
- * Source: Linux 7.3 drivers/iommu/iommufd/main.c
+ * Each open file is an {@link IommufdFile} with objects of its own.
  * @module
  */
 import { assert } from "../../base/assert.ts";
 import type { FaultInjector } from "../../base/fault-injector.ts";
 import type { IommuCore, RestoredDomain } from "../iommu/domain.ts";
-import { IommufdFile } from "./context.ts";
 
-/** What contexts share. */
 export class Iommufd {
   readonly iommu: IommuCore;
   readonly faults: FaultInjector;
@@ -21,11 +19,6 @@ export class Iommufd {
   constructor(dependencies: { readonly iommu: IommuCore; readonly faults: FaultInjector }) {
     this.iommu = dependencies.iommu;
     this.faults = dependencies.faults;
-  }
-
-  /** open(2) of /dev/iommu. */
-  open(): IommufdFile {
-    return new IommufdFile(this);
   }
 
   /** Makes the caller the owner of a restored domain. Null when there is none with that id, or it has an owner. */

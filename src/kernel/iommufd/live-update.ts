@@ -247,7 +247,7 @@ export class IommufdFileHandler implements FileHandler<DecodedIommufd> {
   /** @throws {KernelError} EINVAL when a domain is not in the handover, or a file does not hold an area; ENOMEM */
   retrieve({ session, data }: RetrieveArgs<DecodedIommufd>): File {
     return withUndo((undo) => {
-      const file = this.#iommufd.open();
+      const file = new IommufdFile(this.#iommufd);
       undo(() => file.put());
       undo(() => file.forgetRestored());
       for (const [index, { token, domainId, areas }] of data.hwpts.entries()) {

@@ -18,7 +18,10 @@ import {
 } from "../../abi/pci.ts";
 import { assert } from "../../base/assert.ts";
 import { KernelError } from "../../base/errno.ts";
+import type { FaultInjector } from "../../base/fault-injector.ts";
 import { withUndo } from "../../base/undo.ts";
+import type { Interrupts, Mmio } from "../../machine/machine.ts";
+import type { IommuCore } from "../iommu/domain.ts";
 import type { IommufdFile } from "../iommufd/context.ts";
 import type { Device as IommufdDevice } from "../iommufd/objects.ts";
 import { type PciBar, type PciFunction, pciName } from "../pci/function.ts";
@@ -27,7 +30,18 @@ import type { Eventfd } from "../vfs/eventfd.ts";
 import type { Registers } from "./bar-access.ts";
 import { ConfigSpace } from "./config-space.ts";
 import { enabledMsiVector } from "./msi-vector.ts";
-import type { VfioPci } from "./vfio-pci.ts";
+import type { VectorAllocator } from "./vectors.ts";
+
+/** What a device needs of the rest of VFIO. */
+export interface VfioServices {
+  readonly iommu: IommuCore;
+  readonly interrupts: Interrupts;
+  readonly mmio: Mmio;
+  readonly vectors: VectorAllocator;
+  readonly faults: FaultInjector;
+  /** A device's MSI was enabled or disabled. */
+  msiChanged(): void;
+}
 
 /** An enabled MSI. */
 interface MsiState {
@@ -51,7 +65,7 @@ export class VfioDevice {
   readonly isNoiommu: boolean;
   /** Below /dev: "vfio/devices/vfio0". */
   readonly node: string;
-  readonly #vfio: VfioPci;
+  readonly #vfio: VfioServices;
   #binding: Binding | null = null;
   #msi: MsiState | null = null;
   /** The vector that the previous kernel had the function raise, reserved at boot; 0: none. */
@@ -59,7 +73,7 @@ export class VfioDevice {
   /** Preserved for the next kernel. */
   isPreserved = false;
 
-  constructor(vfio: VfioPci, pci: PciFunction, isNoiommu: boolean, node: string) {
+  constructor(vfio: VfioServices, pci: PciFunction, isNoiommu: boolean, node: string) {
     this.#vfio = vfio;
     this.pci = pci;
     this.isNoiommu = isNoiommu;

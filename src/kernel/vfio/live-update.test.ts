@@ -565,6 +565,36 @@ test("a failure at each step of retrieving leaves the device running and the ses
   }
 });
 
+test("sessions are apart: one that fails and is finished takes nothing from another", () => {
+  const before = TestKernel.cold();
+  const { devices } = before.hardware;
+  preserveVm(before, buildVm(before, 0), "vm0");
+  preserveVm(before, buildVm(before, TRANSLATED), "vm1");
+  const kernel = before.jump();
+  const failing = retrieveSession(kernel, "vm0");
+  // The second HWPT-owning step fails: what the first one claimed must be given back.
+  const points = ["luo.retrieve:handler", "iommufd.retrieve:hwpt", "iommufd:object"];
+  kernel.faults.arm(points.length - 1, (point) => {
+    assert.equal(point, "iommufd:object");
+    return new KernelError("ENOMEM", point, "injected");
+  });
+  assert.throws(
+    () => liveupdate.retrieveFd(kernel.host, failing, TOKEN.iommufd),
+    failsWith("ENOMEM"),
+  );
+  kernel.faults.disarm();
+  liveupdate.finish(kernel.host, failing);
+  assert.equal(kernel.iommu.restoredCount, 1, "the other session's is left");
+  assert.equal(devices[0].dmaWrite(0, 1), false);
+  assert.ok(devices[TRANSLATED].dmaWrite(0, 1));
+  const session = retrieveSession(kernel, "vm1");
+  const vm = rebuild(kernel, retrieveVm(kernel, session));
+  liveupdate.finish(kernel.host, session);
+  assert.ok(devices[TRANSLATED].dmaWrite(0, 2));
+  assert.equal(kernel.loadMapped(vm.memory, 0), 2);
+  assert.equal(kernel.iommu.restoredCount, 0);
+});
+
 test("a failure at each step of the swap leaves the old translations in place", () => {
   const before = TestKernel.cold();
   preserveVm(before, buildVm(before, TRANSLATED));

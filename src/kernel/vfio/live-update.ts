@@ -248,10 +248,7 @@ export class VfioPciFileHandler implements FileHandler<DecodedVfioDevice> {
     return new VfioDeviceFile(device, true);
   }
 
-  /** A device that was retrieved must have left the previous kernel's HWPT. */
-  canFinish({ file }: FinishArgs<DecodedVfioDevice>): boolean {
-    return !(file instanceof VfioDeviceFile) || file.device.handle.hwpt?.ioas !== null;
-  }
+  // Whether a session may be finished is the iommufd's to say: it knows what still uses the previous kernel's HWPTs.
 
   finish({ data, file }: FinishArgs<DecodedVfioDevice>): void {
     const pci = this.#pci.find(data.segment, data.bdf);

@@ -32,6 +32,7 @@ import { buildAddressMap } from "../../machine/firmware.ts";
 import type { KhoBootParameters, Machine, Mmio } from "../../machine/machine.ts";
 import { createSharedRam, Ram } from "../../machine/physical-memory.ts";
 import { VtdIommu } from "../iommu/vtd-iommu.ts";
+import { IommufdFile } from "../iommufd/context.ts";
 import { Iommufd } from "../iommufd/iommufd.ts";
 import { IommufdFileHandler } from "../iommufd/live-update.ts";
 import { IncomingHandover } from "../kho/incoming-handover.ts";
@@ -221,7 +222,7 @@ export class TestKernel {
     };
     const pages = { memory, mm, kho, faults };
     this.pci = new PciCore({ machine, mm, kho, faults });
-    this.iommu = new VtdIommu({ machine, mm, kho, faults });
+    this.iommu = new VtdIommu({ machine, mm, kho, faults, superpages: true });
     this.vectors = new VectorAllocator(interrupts);
     this.vfio = new VfioPci({
       pci: this.pci,
@@ -318,7 +319,7 @@ export class TestKernel {
   // A process.
 
   openIommufd(): number {
-    return this.fds.install(this.iommufd.open());
+    return this.fds.install(new IommufdFile(this.iommufd));
   }
 
   /** @param index - of {@link TestHardware.devices} */

@@ -13,7 +13,7 @@ import type { Interrupts, Mmio } from "../../machine/machine.ts";
 import type { IommuCore } from "../iommu/domain.ts";
 import type { PciFunction, PciRoot } from "../pci/function.ts";
 import { VfioDeviceFile } from "./cdev.ts";
-import { VfioDevice } from "./device.ts";
+import { VfioDevice, type VfioServices } from "./device.ts";
 import type { VectorAllocator } from "./vectors.ts";
 
 export interface VfioPciOptions {
@@ -27,7 +27,7 @@ export interface VfioPciOptions {
   readonly enableUnsafeNoiommuMode: boolean;
 }
 
-export class VfioPci {
+export class VfioPci implements VfioServices {
   readonly iommu: IommuCore;
   readonly interrupts: Interrupts;
   readonly mmio: Mmio;
@@ -109,7 +109,6 @@ export class VfioPci {
     return delivered;
   }
 
-  /** A device's MSI was enabled or disabled. */
   msiChanged(): void {
     this.#interrupting = null;
   }
