@@ -126,7 +126,7 @@ export class Kernel {
     const kho = new Kho({ memory, mm, scratch, incoming, release, faults });
     this.kho = kho;
     this.pci = new PciCore({ machine, mm, kho, faults });
-    this.iommu = new VtdIommu({ machine, mm, kho, faults });
+    this.iommu = new VtdIommu({ machine, mm, kho, faults, superpages: options.superpages });
     this.shmem = new Shmem({ memory, mm });
     const { nodeCount } = machine.firmware;
     this.memfs = new Memfs({ memory, mm, kho, faults, nodeCount, incoming: decodedMemfs });

@@ -32,6 +32,8 @@ export interface DeterministicOptions {
   /** Mean number of events between two steps of devices, at least 1. Default: 1 to 256 by the seed. */
   readonly eventsPerStep?: number;
   readonly onSerialLine?: (line: string) => void;
+  /** Told before each write of hardware to memory: DMA of devices, and status words of remapping units. */
+  readonly onDeviceWrite?: (pa: number, lengthBytes: number) => void;
 }
 
 /** How a run ended. */
@@ -90,7 +92,7 @@ export class DeterministicMachine {
     this.hardware = new EmbeddedHardware({
       config,
       firmware,
-      memory: new LoggedRam(shared, this.#log),
+      memory: new LoggedRam(shared, this.#log, options.onDeviceWrite ?? (() => {})),
       interrupts: {
         raise: (vector) => {
           this.#log.mix(EVENT.msi);
@@ -227,10 +229,16 @@ export class DeterministicMachine {
 /** RAM as devices have it: what they read and write by DMA goes into the log. */
 class LoggedRam extends Ram {
   readonly #log: RunningHash;
+  readonly #beforeWrite: (pa: number, lengthBytes: number) => void;
 
-  constructor(shared: SharedRam, log: RunningHash) {
+  constructor(
+    shared: SharedRam,
+    log: RunningHash,
+    beforeWrite: (pa: number, lengthBytes: number) => void,
+  ) {
     super(shared);
     this.#log = log;
+    this.#beforeWrite = beforeWrite;
   }
 
   override read(pa: number, target: Uint8Array): void {
@@ -241,14 +249,16 @@ class LoggedRam extends Ram {
   }
 
   override write(pa: number, bytes: Uint8Array): void {
+    this.#beforeWrite(pa, bytes.length);
     this.#log.mix(EVENT.dmaWrite);
     this.#log.mixNumber(pa);
     this.#log.mixBytes(bytes);
     super.write(pa, bytes);
   }
 
-  /** The status write of a remapping unit. */
+  /** An aligned word of DMA, or the status write of a remapping unit. */
   override store32(pa: number, value: number): void {
+    this.#beforeWrite(pa, 4);
     this.#log.mix(EVENT.dmaWrite);
     this.#log.mixNumber(pa);
     this.#log.mix(value);
