@@ -14,6 +14,7 @@ import type { Machine } from "../machine/machine.ts";
 import type { KernelOptions } from "./command-line.ts";
 import { blockAll } from "./iommu/block-all.ts";
 import { VtdIommu } from "./iommu/vtd-iommu.ts";
+import { IommufdFile } from "./iommufd/context.ts";
 import { Iommufd } from "./iommufd/iommufd.ts";
 import { IommufdFileHandler } from "./iommufd/live-update.ts";
 import { bootFilesystem } from "./kexec/boot-filesystem.ts";
@@ -252,7 +253,7 @@ export class Kernel {
   }
 
   #registerDevices(devices: DeviceFilesystem): void {
-    devices.register("iommu", () => this.iommufd.open());
+    devices.register("iommu", () => new IommufdFile(this.iommufd));
     if (this.#parts.options.liveUpdate)
       devices.register("liveupdate", () => this.liveUpdate.openDevice());
     for (const device of this.vfio.probe())
