@@ -301,7 +301,7 @@ describe("freeze()", () => {
       calls.length = 0;
       rig.faults.arm(i, (point) => new KernelError("ENOMEM", "test", point));
       fails("ENOMEM", () => rig.luo.freeze());
-      assert.ok(rig.faults.disarm());
+      assert.equal(rig.faults.disarm(), true, "the armed step was reached");
       const frozen = calls.filter((call) => call.startsWith("freeze"));
       const undone = calls.filter((call) => call.startsWith("unfreeze"));
       assert.deepEqual(
@@ -348,7 +348,7 @@ describe("preserve", () => {
       calls.length = 0;
       rig.faults.arm(i, (point) => new KernelError("ENOMEM", "test", point));
       fails("ENOMEM", () => preserveFd(rig, again, fd, 1n));
-      assert.ok(rig.faults.disarm());
+      assert.equal(rig.faults.disarm(), true, "the armed step was reached");
       assert.deepEqual(rig.usage(), before, points[i]);
       assert.equal(rig.fds.get(fd).references, 1);
       assert.deepEqual(calls, i < 4 ? [] : ["toy-flb-v1 preserve", "toy-flb-v1 unpreserve 7"]);
@@ -373,7 +373,7 @@ describe("preserve", () => {
     for (const _ of [0, 1, 2]) {
       rig.faults.arm(_, (point) => new KernelError("ENOMEM", "test", point));
       fails("ENOMEM", () => createSession(rig, device, "s"));
-      assert.ok(rig.faults.disarm());
+      assert.equal(rig.faults.disarm(), true, "the armed step was reached");
       assert.deepEqual(rig.usage(), before);
     }
   });
@@ -507,7 +507,7 @@ describe("a session of the previous kernel", () => {
     for (const i of [0, 1]) {
       next.faults.arm(i, (point) => new KernelError("EIO", "test", point));
       fails("EIO", () => finish(next, retrieved));
-      assert.ok(next.faults.disarm());
+      assert.equal(next.faults.disarm(), true, "the armed step was reached");
       assert.deepEqual(next.usage(), before);
     }
     assert.deepEqual(calls, []);

@@ -61,7 +61,7 @@ test("grow() that fails half-way gives back what it had, and the chain ends wher
   for (let i = 0; i < points.length; i++) {
     rig.faults.arm(i, (point) => new KernelError("ENOMEM", "test", point));
     assert.throws(() => set.grow(200), KernelError);
-    assert.ok(rig.faults.disarm());
+    assert.equal(rig.faults.disarm(), true, "the armed step was reached");
     assert.deepEqual(rig.usage(), before);
     const claimable = { memory: rig.ram, claim: () => {} };
     assert.equal(readBlocks(claimable, set.headPa, ENTRY_BYTES, "set").length, 1);

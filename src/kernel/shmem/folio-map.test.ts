@@ -29,7 +29,7 @@ test("a folio of any order is found at each of its pages, and gone when removed"
     map.remove(index);
     assert.equal(map.pageCount, 0);
     assert.equal(map.addressAt(index), -1);
-    assert.ok(map.isRegionEmpty(index));
+    assert.equal(map.isRegionEmpty(index), true);
   }
 });
 

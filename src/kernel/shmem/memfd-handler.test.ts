@@ -42,7 +42,7 @@ function jump(rig: Rig): { next: Rig; session: File; memfd: MemfdFile } {
   const next = rig.jump();
   const session = next.luo.retrieveSession("s");
   const memfd = retrieveFile(next, session, 1n);
-  assert.ok(memfd instanceof MemfdFile);
+  assert.ok(memfd instanceof MemfdFile, "it is a memfd");
   return { next, session, memfd };
 }
 
@@ -126,7 +126,10 @@ describe("a preserved memfd", () => {
     assert.equal(restored.shmem.folios.orderAt(511), 9);
     assert.equal(restored.shmem.folios.orderAt(512), 0);
     assert.equal(restored.stat().allocatedBytes, 4 * MIB + 5 * PAGE_SIZE);
-    assert.ok(contents(restored).every((byte, i) => byte === (i === 3 * MIB ? 1 : 0)));
+    assert.equal(
+      contents(restored).every((byte, i) => byte === (i === 3 * MIB ? 1 : 0)),
+      true,
+    );
     restored.truncate(0);
     restored.put();
     assert.equal(next.kho.unrestoredPages(), 0);
@@ -177,7 +180,10 @@ describe("a preserved memfd", () => {
       memfd = restored.get();
       session = rig.luo.createSession("s");
     }
-    assert.ok(contents(memfd).every((byte) => byte === 5));
+    assert.equal(
+      contents(memfd).every((byte) => byte === 5),
+      true,
+    );
   });
 
   test("that nobody retrieves is freed when its session is finished", () => {
@@ -212,7 +218,7 @@ describe("a preserved memfd", () => {
         attempt(1n);
         done = true;
       } catch (error) {
-        assert.ok(error instanceof KernelError);
+        assert.ok(error instanceof KernelError, String(error));
         assert.deepEqual(rig.usage(), before);
         assert.deepEqual(memfd.stat(), stat);
         memfd.truncate(4 * PAGE_SIZE);
@@ -366,8 +372,14 @@ describe("decode()", () => {
     const memfd = retrieveFile(next, next.luo.retrieveSession("s"), 1n) as MemfdFile;
     assert.equal(memfd.shmem.folios.addressAt(0), -1);
     const bytes = contents(memfd);
-    assert.ok(bytes.subarray(0, 2 * PAGE_SIZE).every((byte) => byte === 0));
-    assert.ok(bytes.subarray(2 * PAGE_SIZE).every((byte) => byte === 0xab));
+    assert.equal(
+      bytes.subarray(0, 2 * PAGE_SIZE).every((byte) => byte === 0),
+      true,
+    );
+    assert.equal(
+      bytes.subarray(2 * PAGE_SIZE).every((byte) => byte === 0xab),
+      true,
+    );
     // The page that nobody names any more stays out of use.
     assert.equal(next.kho.unrestoredPages(), 1);
   });

@@ -210,7 +210,10 @@ describe("bytes and size", () => {
     memfd.fallocate(PUNCH, 2 * MIB + 10, 3 * PAGE_SIZE);
     const bytes = new Uint8Array(3 * PAGE_SIZE + 2);
     memfd.pread(bytes, 2 * MIB + 9);
-    assert.ok(bytes[0] === 7 && bytes.at(-1) === 7 && bytes.subarray(1, -1).every((b) => b === 0));
+    assert.equal(
+      bytes[0] === 7 && bytes.at(-1) === 7 && bytes.subarray(1, -1).every((b) => b === 0),
+      true,
+    );
     assert.equal(memfd.stat().allocatedBytes, 4 * MIB);
     memfd.truncate(2 * MIB);
     assert.equal(memfd.stat().allocatedBytes, 2 * MIB - PAGE_SIZE);
@@ -246,12 +249,12 @@ describe("bytes and size", () => {
       const before = [memfd.stat(), contents(memfd)];
       const like = makeLike(rig, memfd);
       const count = rig.faults.record(() => action(like)).length;
-      assert.ok(count >= 2);
+      assert.ok(count >= 2, `${count} steps`);
       for (let i = 0; i < count; i++) {
         const after = rig.mm.counts();
         rig.faults.arm(i, (point) => new KernelError("EIO", "test", point));
         fails("EIO", () => action(memfd));
-        assert.ok(rig.faults.disarm());
+        assert.equal(rig.faults.disarm(), true, "the armed step was reached");
         assert.deepEqual(rig.mm.counts(), after);
         assert.deepEqual([memfd.stat(), contents(memfd)], before);
         assert.equal(memfd.references, 1);
@@ -264,7 +267,10 @@ describe("bytes and size", () => {
     memfd.pwrite(new Uint8Array(PAGE_SIZE + 50).fill(7), 0);
     memfd.truncate(100);
     memfd.truncate(2 * PAGE_SIZE);
-    assert.ok(contents(memfd).every((byte, i) => byte === (i < 100 ? 7 : 0)));
+    assert.equal(
+      contents(memfd).every((byte, i) => byte === (i < 100 ? 7 : 0)),
+      true,
+    );
   });
 });
 
@@ -414,7 +420,7 @@ test("behaves as an array of bytes under random calls", () => {
         }
         assert.equal(memfd.stat().sizeBytes, model.length);
       }
-      assert.ok(Buffer.from(contents(memfd)).equals(model));
+      assert.equal(Buffer.from(contents(memfd)).equals(model), true, "contents");
       assert.equal(rig.mm.counts().free, free - memfd.stat().allocatedBytes / PAGE_SIZE);
       memfd.put();
       assert.equal(rig.mm.counts().free, free);
