@@ -4,11 +4,15 @@
  * Exit status 1 when one is missed.
  * @module
  */
-import { mapRows, walkRows } from "./page-tables.ts";
+import { mapRows, unitRows, walkRows } from "./page-tables.ts";
 import { referenceRates } from "./reference.ts";
 import { printSection } from "./report.ts";
 
 const reference = referenceRates(300);
 let ok = printSection("(a) page tables: entries mapped and unmapped", mapRows(reference));
-ok = printSection("(b) translations: random addresses walked", walkRows(reference)) && ok;
+ok =
+  printSection("(b) translations: random addresses walked", [
+    ...walkRows(reference),
+    ...unitRows(reference),
+  ]) && ok;
 process.exitCode = ok ? 0 : 1;

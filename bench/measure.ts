@@ -1,23 +1,21 @@
 /** Timing for the benchmarks: repeated, best of several, with its spread. @module */
 
-/** Rate of an action in units per second: the best of `rounds` rounds after one that warms up. */
-export function rate(units: number, rounds: number, action: () => void): number {
-  action();
-  let best = 0;
-  for (let i = 0; i < rounds; i++) {
-    const start = process.hrtime.bigint();
-    action();
-    const seconds = Number(process.hrtime.bigint() - start) / 1e9;
-    best = Math.max(best, units / seconds);
-  }
+/**
+ * The least seconds that an action takes, of as many rounds as fit into `budgetMs`. Rounds should be short: what else
+ * the machine does then counts as little as it can. The first rounds warm up.
+ */
+export function bestSeconds(budgetMs: number, action: () => number): number {
+  const end = process.hrtime.bigint() + BigInt(budgetMs) * 1_000_000n;
+  let best = Number.POSITIVE_INFINITY;
+  while (process.hrtime.bigint() < end) best = Math.min(best, action());
   return best;
 }
 
-/** Milliseconds that an action takes. */
-export function milliseconds(action: () => void): number {
+/** Seconds that an action takes. */
+export function seconds(action: () => void): number {
   const start = process.hrtime.bigint();
   action();
-  return Number(process.hrtime.bigint() - start) / 1e6;
+  return Number(process.hrtime.bigint() - start) / 1e9;
 }
 
 /** The middle value. */

@@ -38,6 +38,13 @@ export interface PhysicalMemory extends WordReader, WordWriter {
   /** Whether `lengthBytes` bytes from `pa` all lie in RAM. Safe on any number, NaN and negative ones too. */
   contains(pa: number, lengthBytes: number): boolean;
 
+  /**
+   * 32 bits, unsigned, that hardware or another thread may be storing: for who polls a word, or reads an entry that is
+   * published meanwhile. It is really read each time, before every load after it. `load32` and its siblings
+   * promise neither; they are for words that nobody else stores.
+   */
+  loadOrdered32(pa: number): number;
+
   /** An entry appears: high half first, then the low half with the present bit. */
   publish64(pa: number, low: number, high: number): void;
   /** An entry goes: low half (with the present bit) to 0 first, then the high half. */

@@ -97,7 +97,7 @@ export class Ram implements PhysicalMemory {
   }
 
   load16(pa: number): number {
-    if (pa % 2 !== 0) unaligned(pa, 2);
+    if ((windowOffset(pa) & 1) !== 0) unaligned(pa, 2);
     return this.load8(pa) | (this.load8(pa + 1) << 8);
   }
 
@@ -107,17 +107,23 @@ export class Ram implements PhysicalMemory {
     const offset = pa - window * WINDOW_BYTES;
     if ((offset & 3) !== 0) unaligned(pa, 4);
     if (words === undefined || offset >>> 2 >= words.length) outside(pa);
-    return Atomics.load(words, offset >>> 2);
+    return words[offset >>> 2];
+  }
+
+  loadOrdered32(pa: number): number {
+    const offset = windowOffset(pa);
+    if ((offset & 3) !== 0) unaligned(pa, 4);
+    return Atomics.load(this.#wordsAt(pa), offset >>> 2);
   }
 
   load64(pa: number): number {
-    if (pa % 8 !== 0) unaligned(pa, 8);
+    if ((windowOffset(pa) & 7) !== 0) unaligned(pa, 8);
     const low = this.load32(pa);
     return this.load32(pa + 4) * 2 ** 32 + low;
   }
 
   loadBig64(pa: number): bigint {
-    if (pa % 8 !== 0) unaligned(pa, 8);
+    if ((windowOffset(pa) & 7) !== 0) unaligned(pa, 8);
     const low = this.load32(pa);
     return (BigInt(this.load32(pa + 4)) << 32n) | BigInt(low);
   }
@@ -132,7 +138,7 @@ export class Ram implements PhysicalMemory {
   }
 
   store16(pa: number, value: number): void {
-    if (pa % 2 !== 0) unaligned(pa, 2);
+    if ((windowOffset(pa) & 1) !== 0) unaligned(pa, 2);
     this.store8(pa, value & 0xff);
     this.store8(pa + 1, (value >>> 8) & 0xff);
   }
@@ -148,33 +154,33 @@ export class Ram implements PhysicalMemory {
   }
 
   store64(pa: number, value: number): void {
-    if (pa % 8 !== 0) unaligned(pa, 8);
+    if ((windowOffset(pa) & 7) !== 0) unaligned(pa, 8);
     assert(Number.isSafeInteger(value) && value >= 0, `store64 of ${value}`);
     this.store32(pa, value % 2 ** 32);
     this.store32(pa + 4, Math.floor(value / 2 ** 32));
   }
 
   storeBig64(pa: number, value: bigint): void {
-    if (pa % 8 !== 0) unaligned(pa, 8);
+    if ((windowOffset(pa) & 7) !== 0) unaligned(pa, 8);
     this.store32(pa, Number(value & 0xffffffffn));
     this.store32(pa + 4, Number((value >> 32n) & 0xffffffffn));
   }
 
   publish64(pa: number, low: number, high: number): void {
-    if (pa % 8 !== 0) unaligned(pa, 8);
+    if ((windowOffset(pa) & 7) !== 0) unaligned(pa, 8);
     this.store32(pa + 4, high);
     // The atomic store keeps the two halves in order for readers in other threads.
     this.#storeOrdered(pa, low);
   }
 
   retract64(pa: number): void {
-    if (pa % 8 !== 0) unaligned(pa, 8);
+    if ((windowOffset(pa) & 7) !== 0) unaligned(pa, 8);
     this.#storeOrdered(pa, 0);
     this.store32(pa + 4, 0);
   }
 
   exchange64(pa: number, low: number, high: number): void {
-    if (pa % 8 !== 0) unaligned(pa, 8);
+    if ((windowOffset(pa) & 7) !== 0) unaligned(pa, 8);
     const words = this.#wordsAt(pa);
     const window = new BigUint64Array(words.buffer, pa % WINDOW_BYTES, 1);
     this.#touch(pa);
@@ -183,7 +189,7 @@ export class Ram implements PhysicalMemory {
 
   publishRun64(pa: number, count: number, low: number, high: number, strideBytes: number): void {
     const words = this.#runAt(pa, count);
-    const first = (pa % WINDOW_BYTES) >>> 2;
+    const first = windowOffset(pa) >>> 2;
     const end = first + 2 * count;
     const stride = strideBytes | 0;
     // High halves change only every 4 GiB, so they are stored in stretches, four entries a turn: this is hot.
@@ -224,7 +230,7 @@ export class Ram implements PhysicalMemory {
 
   retractRun64(pa: number, count: number): void {
     const words = this.#runAt(pa, count);
-    const first = (pa % WINDOW_BYTES) >>> 2;
+    const first = windowOffset(pa) >>> 2;
     const end = first + 2 * count;
     for (let i = first; i < end; i += 2) words[i] = 0;
     this.fence();
@@ -293,17 +299,20 @@ export class Ram implements PhysicalMemory {
   }
 
   #wordsAt(pa: number): Uint32Array<SharedArrayBuffer> {
-    const words = this.#words[Math.floor(pa / WINDOW_BYTES)];
-    if (words === undefined || !(pa % WINDOW_BYTES < words.byteLength)) outside(pa);
+    const words = this.#words[(pa / WINDOW_BYTES) | 0];
+    const offset = windowOffset(pa);
+    if (words === undefined || !(offset >= 0 && offset < words.byteLength)) outside(pa);
     return words;
   }
 
   /** Signed words, because 32-bit signed arithmetic is what a JIT does without conversions. */
   #runAt(pa: number, count: number): Int32Array<SharedArrayBuffer> {
-    if (pa % 8 !== 0) unaligned(pa, 8);
-    assert(count >= 1 && (pa % PAGE_SIZE) + 8 * count <= PAGE_SIZE, "a run stays in one table");
-    const words = this.#signed[Math.floor(pa / WINDOW_BYTES)];
-    if (words === undefined || (pa % WINDOW_BYTES) + 8 * count > words.byteLength) outside(pa);
+    const offset = windowOffset(pa);
+    if ((offset & 7) !== 0) unaligned(pa, 8);
+    assert(count >= 1 && (offset & (PAGE_SIZE - 1)) + 8 * count <= PAGE_SIZE, "a run in one table");
+    const words = this.#signed[(pa / WINDOW_BYTES) | 0];
+    if (words === undefined || !(offset >= 0 && offset + 8 * count <= words.byteLength))
+      outside(pa);
     this.#touch(pa);
     return words;
   }
@@ -311,11 +320,11 @@ export class Ram implements PhysicalMemory {
   #storeOrdered(pa: number, value: number): void {
     const words = this.#wordsAt(pa);
     this.#touch(pa);
-    Atomics.store(words, (pa % WINDOW_BYTES) >>> 2, value);
+    Atomics.store(words, windowOffset(pa) >>> 2, value);
   }
 
   #touch(pa: number): void {
-    this.#touched[Math.floor(pa / TOUCH_BYTES)] = 1;
+    this.#touched[(pa / TOUCH_BYTES) | 0] = 1;
   }
 }
 
@@ -401,6 +410,11 @@ export class ObservedRam extends Ram {
       super.write(pa + done, bytes.subarray(done, done + 8));
     }
   }
+}
+
+/** Offset in its window. Not by `%`: on numbers beyond 31 bits that is a call of fmod, and this is in every access. */
+function windowOffset(pa: number): number {
+  return pa - ((pa / WINDOW_BYTES) | 0) * WINDOW_BYTES;
 }
 
 function pieceBytes(pa: number, lengthBytes: number): number {
