@@ -14,7 +14,7 @@ import type { Machine } from "../machine/machine.ts";
 import type { KernelOptions } from "./command-line.ts";
 import { blockAll } from "./iommu/block-all.ts";
 import { VtdIommu } from "./iommu/vtd-iommu.ts";
-import { IommufdFile } from "./iommufd/context.ts";
+import { IommufdFile } from "./iommufd/file.ts";
 import { Iommufd } from "./iommufd/iommufd.ts";
 import { IommufdFileHandler } from "./iommufd/live-update.ts";
 import { bootFilesystem } from "./kexec/boot-filesystem.ts";

@@ -1,97 +1,66 @@
 /**
- * An open /dev/iommu: its objects, what ioctls do to them, and what drivers of devices do.
+ * The context behind an open /dev/iommu: its objects, what drivers of devices do with them, and what a live update
+ * keeps of them. What userspace asks for is decoded in file.ts.
  *
  * Invariants: an object goes only when nothing uses it; what fails changes nothing; a device leaves its domain
  * for the blocking one or, in one step, for another.
  * Differs from Linux: each PCI function is its own group; a new HWPT is filled before a device moves to it, not
- * after; pages are pinned when they are mapped (pinned-pages.ts); IOVAs end at 2^52.
- * Source: Linux 7.3 drivers/iommu/iommufd/{main,ioas,hw_pagetable,device}.c
+ * after.
+ * Source: Linux 7.3 drivers/iommu/iommufd/{main,hw_pagetable,device}.c
  * @module
  */
-
-import type { UserArgument } from "../../abi/uapi/ioctl.ts";
-import * as uapi from "../../abi/uapi/iommufd.ts";
-import { ByteWords } from "../../abi/words.ts";
 import { assert } from "../../base/assert.ts";
 import { isKernelError, KernelError } from "../../base/errno.ts";
+import type { FaultInjector } from "../../base/fault-injector.ts";
 import { withUndo } from "../../base/undo.ts";
 import { hex } from "../../base/units.ts";
-import { IOMMU_READ, IOMMU_WRITE, type RestoredDomain } from "../iommu/domain.ts";
+import type { RestoredDomain } from "../iommu/domain.ts";
 import type { PciFunction } from "../pci/function.ts";
-import { type FdTable, File } from "../vfs/file.ts";
-import { copyStructFromUser, copyStructToUser, userBuffer } from "../vfs/user-argument.ts";
-import type { Interval } from "./disjoint-intervals.ts";
-import { type FollowingDomain, IoPageTable } from "./io-pagetable.ts";
+import type { FollowingDomain } from "./io-pagetable.ts";
 import type { Iommufd } from "./iommufd.ts";
-import { IOVA_END, NoiommuDomain } from "./noiommu-domain.ts";
-import { type Device, type Hwpt, type Ioas, ObjectTable, type PagingHwpt } from "./objects.ts";
-import { PinnedPages } from "./pinned-pages.ts";
+import { NoiommuDomain } from "./noiommu-domain.ts";
+import {
+  type Device,
+  type Hwpt,
+  type Ioas,
+  type IommufdObject,
+  ObjectTable,
+  type PagingHwpt,
+  type RestoredHwpt,
+} from "./objects.ts";
 import type { RestoredNoiommu } from "./restored-noiommu.ts";
 
-const MAP_FLAGS =
-  uapi.IOMMU_IOAS_MAP_FIXED_IOVA | uapi.IOMMU_IOAS_MAP_WRITEABLE | uapi.IOMMU_IOAS_MAP_READABLE;
-/** What a u64 of all ones, or nearly, reads as. */
-const U64_MAX = 2 ** 64;
+/** The references of the open file: each bound device holds one. */
+export interface FileReferences {
+  get(): unknown;
+  put(): void;
+}
 
-export class IommufdFile extends File {
-  readonly kind = "iommufd";
+export class IommufdContext {
+  readonly objects: ObjectTable;
   readonly #core: Iommufd;
-  readonly #objects: ObjectTable;
+  readonly #file: FileReferences;
   /** What a live update has of it, in the order of the handover; null: nothing is preserved. */
   #preserved: readonly PagingHwpt[] | null = null;
 
-  constructor(core: Iommufd) {
-    super();
+  constructor(core: Iommufd, file: FileReferences) {
     this.#core = core;
-    this.#objects = new ObjectTable(core.faults);
+    this.#file = file;
+    this.objects = new ObjectTable(core.faults);
   }
 
-  override ioctl(request: number, argument: UserArgument, fds: FdTable): number {
-    switch (request) {
-      case uapi.IOMMU_DESTROY:
-        return this.#destroy(argument);
-      case uapi.IOMMU_IOAS_ALLOC:
-        return this.#ioasAlloc(argument);
-      case uapi.IOMMU_IOAS_ALLOW_IOVAS:
-        return this.#ioasAllowIovas(argument);
-      case uapi.IOMMU_IOAS_IOVA_RANGES:
-        return this.#ioasIovaRanges(argument);
-      case uapi.IOMMU_IOAS_MAP_FILE:
-        return this.#ioasMapFile(argument, fds);
-      case uapi.IOMMU_IOAS_COPY:
-        return this.#ioasCopy(argument);
-      case uapi.IOMMU_IOAS_UNMAP:
-        return this.#ioasUnmap(argument);
-      case uapi.IOMMU_IOAS_NOIOMMU_GET_PA:
-        return this.#ioasNoiommuGetPa(argument);
-      case uapi.IOMMU_OPTION:
-        return this.#option(argument);
-      case uapi.IOMMU_HWPT_ALLOC:
-        return this.#hwptAlloc(argument);
-      case uapi.IOMMU_GET_HW_INFO:
-        return this.#getHwInfo(argument);
-      case uapi.IOMMU_HWPT_LIVEUPDATE_MARK_PRESERVE:
-        return this.#hwptMarkPreserve(argument);
-      case uapi.IOMMU_HWPT_LIVEUPDATE_RETRIEVE:
-        return this.#hwptRetrieve(argument);
-      default:
-        return super.ioctl(request, argument, fds);
-    }
+  get faults(): FaultInjector {
+    return this.#core.faults;
   }
 
-  /** Drivers hold a reference for each bound device, so only HWPTs and IOASes are left here. */
-  protected override release(): void {
-    for (const object of [...this.#objects.values()])
+  /** The file is released. Drivers hold a reference for each bound device, so only HWPTs and IOASes are left. */
+  release(): void {
+    for (const object of [...this.objects.values()])
       if (object.type === "hwpt") this.#destroyHwpt(object);
-    for (const object of [...this.#objects.values()]) {
+    for (const object of [...this.objects.values()]) {
       assert(object.type === "ioas", "a released iommufd has a device");
       this.#destroyIoas(object);
     }
-  }
-
-  /** Objects, for leak checks. */
-  get objectCount(): number {
-    return this.#objects.size;
   }
 
   // Devices: what a driver does.
@@ -105,7 +74,7 @@ export class IommufdFile extends File {
   bindDevice(pci: PciFunction, isNoiommu: boolean): Device {
     if (this.#core.iommu.isTranslated(pci) === isNoiommu)
       throw new KernelError("ENODEV", "bind", "the function has no IOMMU, or must use it");
-    const device = this.#objects.add<Device>((id) => ({
+    const device = this.objects.add<Device>((id) => ({
       type: "device",
       id,
       // The table and the driver.
@@ -115,7 +84,7 @@ export class IommufdFile extends File {
       hwpt: null,
       isPreserved: false,
     }));
-    this.get();
+    this.#file.get();
     return device;
   }
 
@@ -124,8 +93,8 @@ export class IommufdFile extends File {
     assert(!device.isPreserved, "a preserved device is unbound");
     if (device.hwpt !== null) this.detachDevice(device);
     device.users--;
-    this.#objects.remove(device);
-    this.put();
+    this.objects.remove(device);
+    this.#file.put();
   }
 
   /**
@@ -140,7 +109,7 @@ export class IommufdFile extends File {
    */
   attachDevice(device: Device, ptId: number): number {
     const op = "attach";
-    const target = this.#objects.find(ptId);
+    const target = this.objects.find(ptId);
     if (target === null) throw new KernelError("ENOENT", op, `no object has id ${ptId}`);
     if (target.type === "device")
       throw new KernelError("EINVAL", op, `${ptId} is a device, not an IOAS or a HWPT`);
@@ -259,7 +228,7 @@ export class IommufdFile extends File {
       }
     }
     return withUndo((undo) => {
-      const hwpt = this.#makeHwpt(ioas, device, op);
+      const hwpt = this.makeHwpt(ioas, device, op);
       undo(() => this.#destroyHwpt(hwpt));
       this.#moveDevice(device, hwpt, op);
       hwpt.isAuto = true;
@@ -267,7 +236,12 @@ export class IommufdFile extends File {
     });
   }
 
-  #makeHwpt(ioas: Ioas, device: Device, op: string): PagingHwpt {
+  /**
+   * Makes a page table for a device that shows an IOAS; the device is not attached.
+   *
+   * @throws {KernelError} EADDRINUSE when an area does not suit the device's IOMMU; ENOMEM
+   */
+  makeHwpt(ioas: Ioas, device: Device, op: string): PagingHwpt {
     return withUndo((undo) => {
       const domain: FollowingDomain = device.isNoiommu
         ? new NoiommuDomain()
@@ -275,7 +249,7 @@ export class IommufdFile extends File {
       undo(() => domain.free());
       ioas.table.addDomain(domain, op);
       undo(() => ioas.table.removeDomain(domain));
-      const hwpt = this.#objects.add<PagingHwpt>((id) => ({
+      const hwpt = this.objects.add<PagingHwpt>((id) => ({
         type: "hwpt",
         id,
         users: 1,
@@ -292,8 +266,27 @@ export class IommufdFile extends File {
 
   // Destruction.
 
+  /**
+   * Destroys an object.
+   *
+   * @throws {KernelError} EBUSY when something uses it
+   */
+  destroy(object: IommufdObject, op: string): void {
+    const { type, id } = object;
+    if (object.users > 1) throw new KernelError("EBUSY", op, `${type} ${id} is in use`);
+    if (object.type === "hwpt") {
+      // A device that nobody has retrieved yet uses it too.
+      if (object.domain.type === "restored" && object.domain.attachedCount > 0)
+        throw new KernelError("EBUSY", op, `hwpt ${id} has a device of the previous kernel`);
+      this.#destroyHwpt(object);
+    } else {
+      assert(object.type === "ioas", "a bound device has two users");
+      this.#destroyIoas(object);
+    }
+  }
+
   #destroyHwpt(hwpt: Hwpt): void {
-    this.#objects.remove(hwpt);
+    this.objects.remove(hwpt);
     if (hwpt.ioas === null) {
       if (hwpt.domain.type === "restored") this.#core.freeRestored(hwpt.domain);
       else hwpt.domain.free();
@@ -306,289 +299,36 @@ export class IommufdFile extends File {
   }
 
   #destroyIoas(ioas: Ioas): void {
-    this.#objects.remove(ioas);
+    this.objects.remove(ioas);
     ioas.table.destroy();
-  }
-
-  #destroy(argument: UserArgument): number {
-    const op = "IOMMU_DESTROY";
-    const { id } = copyStructFromUser(uapi.iommu_destroy, argument, 8, op);
-    const object = this.#objects.find(id);
-    if (object === null) throw new KernelError("ENOENT", op, `no object has id ${id}`);
-    if (object.users > 1) throw new KernelError("EBUSY", op, `${object.type} ${id} is in use`);
-    if (object.type === "hwpt") {
-      // A device that nobody has retrieved yet uses it too.
-      if (object.domain.type === "restored" && object.domain.attachedCount > 0)
-        throw new KernelError("EBUSY", op, `hwpt ${id} has a device of the previous kernel`);
-      this.#destroyHwpt(object);
-    } else {
-      assert(object.type === "ioas", "a bound device has one user");
-      this.#destroyIoas(object);
-    }
-    return 0;
-  }
-
-  // IOAS.
-
-  #ioasAlloc(argument: UserArgument): number {
-    const op = "IOMMU_IOAS_ALLOC";
-    const command = copyStructFromUser(uapi.iommu_ioas_alloc, argument, 12, op);
-    if (command.flags !== 0) throw unknownFlags(op, command.flags);
-    const ioas = this.#objects.add<Ioas>((id) => ({
-      type: "ioas",
-      id,
-      users: 1,
-      table: new IoPageTable(this.#core.faults),
-      hwpts: [],
-    }));
-    copyStructToUser(uapi.iommu_ioas_alloc, argument, { ...command, out_ioas_id: ioas.id });
-    return 0;
-  }
-
-  #ioasAllowIovas(argument: UserArgument): number {
-    const op = "IOMMU_IOAS_ALLOW_IOVAS";
-    const layout = uapi.iommu_ioas_allow_iovas;
-    const command = copyStructFromUser(layout, argument, 24, op);
-    if (command.__reserved !== 0) throw unknownFlags(op, command.__reserved);
-    const { table } = this.#objects.get(command.ioas_id, "ioas", op);
-    const ranges: Interval[] = [];
-    if (command.num_iovas > 0) {
-      const bytes = userBuffer(argument, layout.offset.allowed_iovas, op);
-      const words = new ByteWords(bytes);
-      const itemBytes = uapi.iommu_iova_range.sizeBytes;
-      if (command.num_iovas > bytes.length / itemBytes)
-        throw new KernelError("EFAULT", op, `${command.num_iovas} ranges exceed their memory`);
-      for (let i = 0; i < command.num_iovas; i++) {
-        const range = uapi.iommu_iova_range.read(words, i * itemBytes);
-        ranges.push({ start: range.start, last: Math.min(range.last, IOVA_END - 1) });
-      }
-    }
-    table.allow(ranges, op);
-    return 0;
-  }
-
-  #ioasIovaRanges(argument: UserArgument): number {
-    const op = "IOMMU_IOAS_IOVA_RANGES";
-    const layout = uapi.iommu_ioas_iova_ranges;
-    const command = copyStructFromUser(layout, argument, 32, op);
-    if (command.__reserved !== 0) throw unknownFlags(op, command.__reserved);
-    const { table } = this.#objects.get(command.ioas_id, "ioas", op);
-    const ranges = table.usableRanges();
-    const room = command.num_iovas;
-    const itemBytes = uapi.iommu_iova_range.sizeBytes;
-    const count = Math.min(room, ranges.length);
-    if (count > 0) {
-      const bytes = userBuffer(argument, layout.offset.allowed_iovas, op);
-      if (bytes.length < count * itemBytes)
-        throw new KernelError("EFAULT", op, `${room} ranges exceed their memory`);
-      const words = new ByteWords(bytes);
-      for (let i = 0; i < count; i++) uapi.iommu_iova_range.write(words, i * itemBytes, ranges[i]);
-    }
-    copyStructToUser(layout, argument, {
-      ...command,
-      num_iovas: ranges.length,
-      out_iova_alignment: table.iovaAlignment,
-    });
-    if (ranges.length > room)
-      throw new KernelError("EMSGSIZE", op, `${ranges.length} ranges, room for ${room}`);
-    return 0;
-  }
-
-  #ioasMapFile(argument: UserArgument, fds: FdTable): number {
-    const op = "IOMMU_IOAS_MAP_FILE";
-    const command = copyStructFromUser(uapi.iommu_ioas_map_file, argument, 40, op);
-    const prot = protOf(command.flags, op);
-    if (command.iova >= U64_MAX || command.length >= U64_MAX)
-      throw new KernelError("EOVERFLOW", op, "the IOVA or the length is 2^64 - 1");
-    if (prot === 0) throw new KernelError("EINVAL", op, "neither READABLE nor WRITEABLE");
-    const { table } = this.#objects.get(command.ioas_id, "ioas", op);
-    if (command.length === 0) throw new KernelError("EINVAL", op, "the length is 0");
-    if (command.start + command.length > Number.MAX_SAFE_INTEGER)
-      throw new KernelError("EOVERFLOW", op, "the range goes past every file's end");
-    const file = fds.get(command.fd);
-    const isFixed = (command.flags & uapi.IOMMU_IOAS_MAP_FIXED_IOVA) !== 0;
-    // Before pinning, which may allocate all of the range.
-    const place = table.place(command.start, command.length, isFixed ? command.iova : null, op);
-    const iova = withUndo((undo) => {
-      this.#core.faults.point("iommufd:pin");
-      const isWritable = (prot & IOMMU_WRITE) !== 0;
-      const pages = new PinnedPages(file, command.start, command.length, isWritable);
-      undo(() => pages.put());
-      const startByte = command.start - pages.fileOffset;
-      return table.map([{ pages, startByte, lengthBytes: command.length }], place, prot, op);
-    });
-    copyStructToUser(uapi.iommu_ioas_map_file, argument, { ...command, iova });
-    return 0;
-  }
-
-  #ioasCopy(argument: UserArgument): number {
-    const op = "IOMMU_IOAS_COPY";
-    const command = copyStructFromUser(uapi.iommu_ioas_copy, argument, 40, op);
-    const prot = protOf(command.flags, op);
-    if (command.length >= U64_MAX || command.src_iova >= U64_MAX || command.dst_iova >= U64_MAX)
-      throw new KernelError("EOVERFLOW", op, "an IOVA or the length is 2^64 - 1");
-    if (prot === 0) throw new KernelError("EINVAL", op, "neither READABLE nor WRITEABLE");
-    const source = this.#objects.get(command.src_ioas_id, "ioas", op).table;
-    const iova = withUndo((undo) => {
-      const slices = source.slices(command.src_iova, command.length, op);
-      undo(() => {
-        for (const slice of slices) slice.pages.put();
-      });
-      const { table } = this.#objects.get(command.dst_ioas_id, "ioas", op);
-      const fixed = (command.flags & uapi.IOMMU_IOAS_MAP_FIXED_IOVA) !== 0;
-      return table.map(slices, fixed ? command.dst_iova : null, prot, op);
-    });
-    copyStructToUser(uapi.iommu_ioas_copy, argument, { ...command, dst_iova: iova });
-    return 0;
-  }
-
-  #ioasUnmap(argument: UserArgument): number {
-    const op = "IOMMU_IOAS_UNMAP";
-    const command = copyStructFromUser(uapi.iommu_ioas_unmap, argument, 24, op);
-    const { iova, length } = command;
-    const { table } = this.#objects.get(command.ioas_id, "ioas", op);
-    let unmapped: number;
-    if (iova === 0 && length >= U64_MAX) unmapped = table.unmap(0, IOVA_END - 1, op);
-    else {
-      if (iova >= U64_MAX || length >= U64_MAX || iova + length > U64_MAX)
-        throw new KernelError("EOVERFLOW", op, "the range goes past the last IOVA");
-      if (length === 0) throw new KernelError("EINVAL", op, "the length is 0");
-      unmapped = table.unmap(iova, iova + length - 1, op);
-      if (unmapped === 0)
-        throw new KernelError("ENOENT", op, `nothing is mapped from iova ${hex(iova)} on`);
-    }
-    copyStructToUser(uapi.iommu_ioas_unmap, argument, { ...command, length: unmapped });
-    return 0;
-  }
-
-  #ioasNoiommuGetPa(argument: UserArgument): number {
-    const op = "IOMMU_IOAS_NOIOMMU_GET_PA";
-    const command = copyStructFromUser(uapi.iommu_ioas_noiommu_get_pa, argument, 40, op);
-    if (command.flags !== 0 || command.__reserved !== 0) throw unknownFlags(op, command.flags);
-    if (command.length === 0) throw new KernelError("EINVAL", op, "the length is 0");
-    if (command.iova >= U64_MAX) throw new KernelError("EOVERFLOW", op, "the IOVA is 2^64 - 1");
-    const { table } = this.#objects.get(command.ioas_id, "ioas", op);
-    const run = table.physicalAt(command.iova, command.length);
-    if (run === null)
-      throw new KernelError("ENOENT", op, `iova ${hex(command.iova)} is not mapped`);
-    if (!table.hasNoiommuDomain)
-      throw new KernelError("EOPNOTSUPP", op, "no device without IOMMU uses this IOAS");
-    copyStructToUser(uapi.iommu_ioas_noiommu_get_pa, argument, {
-      ...command,
-      length: run.lengthBytes,
-      out_phys: run.pa,
-    });
-    return 0;
-  }
-
-  /** Both options exist with the one value that this kernel knows: no pin accounting, large pages on. */
-  #option(argument: UserArgument): number {
-    const op = "IOMMU_OPTION";
-    const command = copyStructFromUser(uapi.iommu_option, argument, 24, op);
-    const { option_id, object_id } = command;
-    if (command.__reserved !== 0) throw unknownFlags(op, command.__reserved);
-    let value: number;
-    if (option_id === uapi.IOMMU_OPTION_RLIMIT_MODE) {
-      if (object_id !== 0)
-        throw new KernelError("EOPNOTSUPP", op, "RLIMIT_MODE is not an object's option");
-      value = 0;
-    } else if (option_id === uapi.IOMMU_OPTION_HUGE_PAGES) {
-      this.#objects.get(object_id, "ioas", op);
-      value = 1;
-    } else throw new KernelError("EOPNOTSUPP", op, `no option has id ${option_id}`);
-    if (command.op === uapi.IOMMU_OPTION_OP_SET) {
-      if (option_id === uapi.IOMMU_OPTION_RLIMIT_MODE && this.#objects.size > 0)
-        throw new KernelError("EBUSY", op, "RLIMIT_MODE is set before any object is made");
-      if (command.val64 > 1) throw new KernelError("EINVAL", op, "the value is not 0 or 1");
-      if (command.val64 !== value)
-        throw new KernelError("EOPNOTSUPP", op, `this kernel has it fixed at ${value}`);
-    } else if (command.op !== uapi.IOMMU_OPTION_OP_GET)
-      throw new KernelError("EOPNOTSUPP", op, `no operation has number ${command.op}`);
-    copyStructToUser(uapi.iommu_option, argument, { ...command, val64: value });
-    return 0;
-  }
-
-  // HWPT.
-
-  #hwptAlloc(argument: UserArgument): number {
-    const op = "IOMMU_HWPT_ALLOC";
-    const command = copyStructFromUser(uapi.iommu_hwpt_alloc, argument, 24, op);
-    if (command.__reserved !== 0) throw unknownFlags(op, command.__reserved);
-    if ((command.data_type === uapi.IOMMU_HWPT_DATA_NONE) !== (command.data_len === 0))
-      throw new KernelError("EINVAL", op, "data_type and data_len contradict one another");
-    const device = this.#objects.get(command.dev_id, "device", op);
-    const parent = this.#objects.find(command.pt_id);
-    if (parent === null || parent.type === "device")
-      throw new KernelError("EINVAL", op, `no IOAS has id ${command.pt_id}`);
-    if (parent.type === "hwpt")
-      throw new KernelError("EOPNOTSUPP", op, "no HWPT can be nested on another");
-    if (command.flags !== 0 || command.data_len !== 0) throw unknownFlags(op, command.flags);
-    const hwpt = this.#makeHwpt(parent, device, op);
-    copyStructToUser(uapi.iommu_hwpt_alloc, argument, { ...command, out_hwpt_id: hwpt.id });
-    return 0;
-  }
-
-  #getHwInfo(argument: UserArgument): number {
-    const op = "IOMMU_GET_HW_INFO";
-    const layout = uapi.iommu_hw_info;
-    const command = copyStructFromUser(layout, argument, 32, op);
-    if ((command.flags & ~uapi.IOMMU_HW_INFO_FLAG_INPUT_TYPE) !== 0)
-      throw unknownFlags(op, command.flags);
-    if ((command.__reserved0 | command.__reserved1 | command.__reserved2) !== 0)
-      throw unknownFlags(op, command.__reserved0);
-    const device = this.#objects.get(command.dev_id, "device", op);
-    if (device.isNoiommu) throw new KernelError("EOPNOTSUPP", op, "the device has no IOMMU");
-    if (command.data_len > 0) {
-      const bytes = userBuffer(argument, layout.offset.data_uptr, op);
-      if (bytes.length < command.data_len)
-        throw new KernelError("EFAULT", op, `${command.data_len} bytes exceed their memory`);
-      bytes.fill(0, 0, command.data_len);
-    }
-    copyStructToUser(layout, argument, {
-      ...command,
-      data_len: 0,
-      out_data_type: uapi.IOMMU_HW_INFO_TYPE_NONE,
-      out_max_pasid_log2: 0,
-      out_capabilities: uapi.IOMMU_HW_CAP_PCI_ATS_NOT_SUPPORTED,
-    });
-    return 0;
   }
 
   // Live update.
 
-  #hwptMarkPreserve(argument: UserArgument): number {
-    const op = "IOMMU_HWPT_LIVEUPDATE_MARK_PRESERVE";
-    const layout = uapi.iommu_hwpt_liveupdate_mark_preserve;
-    const command = copyStructFromUser(layout, argument, 16, op);
-    const hwpt = this.#objects.get(command.hwpt_id, "hwpt", op);
+  /**
+   * Has live updates keep a HWPT from now on. There is no way back.
+   *
+   * @param token - free in this context
+   * @throws {KernelError} EINVAL it is the previous kernel's; EBUSY it is marked, or a live update has the context
+   *   already; EADDRINUSE another HWPT has the token
+   */
+  mark(hwpt: Hwpt, token: bigint, op: string): void {
     if (hwpt.ioas === null)
       throw new KernelError("EINVAL", op, "it is the previous kernel's; swap it for a new one");
     if (this.#preserved !== null)
       throw new KernelError("EBUSY", op, "the iommufd is preserved for a live update already");
-    for (const other of this.#objects.values())
-      if (other.type === "hwpt" && other.ioas !== null && other.token === command.hwpt_token)
-        throw new KernelError("EADDRINUSE", op, `hwpt ${other.id} has ${hex(command.hwpt_token)}`);
+    for (const other of this.objects.values())
+      if (other.type === "hwpt" && other.ioas !== null && other.token === token)
+        throw new KernelError("EADDRINUSE", op, `hwpt ${other.id} has ${hex(token)}`);
     if (hwpt.token !== null)
       throw new KernelError("EBUSY", op, `hwpt ${hwpt.id} is marked as ${hex(hwpt.token)}`);
-    hwpt.token = command.hwpt_token;
-    return 0;
-  }
-
-  #hwptRetrieve(argument: UserArgument): number {
-    const op = "IOMMU_HWPT_LIVEUPDATE_RETRIEVE";
-    const layout = uapi.iommu_hwpt_liveupdate_retrieve;
-    const command = copyStructFromUser(layout, argument, 16, op);
-    const hwpt = this.#restoredHwpt(command.hwpt_token);
-    if (hwpt === null)
-      throw new KernelError("ENOENT", op, `no HWPT was preserved as ${hex(command.hwpt_token)}`);
-    copyStructToUser(layout, argument, { ...command, out_hwpt_id: hwpt.id });
-    return 0;
+    hwpt.token = token;
   }
 
   /** HWPTs of the previous kernel that are left. */
-  restoredHwpts(): Extract<Hwpt, { ioas: null }>[] {
-    const restored: Extract<Hwpt, { ioas: null }>[] = [];
-    for (const object of this.#objects.values())
+  restoredHwpts(): RestoredHwpt[] {
+    const restored: RestoredHwpt[] = [];
+    for (const object of this.objects.values())
       if (object.type === "hwpt" && object.ioas === null) restored.push(object);
     return restored;
   }
@@ -596,7 +336,7 @@ export class IommufdFile extends File {
   /** What a live update would keep: marked HWPTs, and no-IOMMU ones with a device, marked or not. */
   hwptsToPreserve(): PagingHwpt[] {
     const hwpts: PagingHwpt[] = [];
-    for (const object of this.#objects.values())
+    for (const object of this.objects.values())
       if (
         object.type === "hwpt" &&
         object.ioas !== null &&
@@ -639,7 +379,7 @@ export class IommufdFile extends File {
    * @param index - its place in the handover
    */
   addRestored(index: number, token: bigint | null, domain: RestoredDomain | RestoredNoiommu): void {
-    this.#objects.add((id) => ({ type: "hwpt", id, users: 1, ioas: null, domain, token, index }));
+    this.objects.add((id) => ({ type: "hwpt", id, users: 1, ioas: null, domain, token, index }));
   }
 
   /** Whether a device that was retrieved still uses a HWPT of the previous kernel. */
@@ -654,22 +394,11 @@ export class IommufdFile extends File {
 
   /** Forgets the previous kernel's HWPTs without freeing them: undoes the addRestored calls. */
   forgetRestored(): void {
-    for (const hwpt of this.restoredHwpts()) this.#objects.remove(hwpt);
+    for (const hwpt of this.restoredHwpts()) this.objects.remove(hwpt);
   }
 
-  #restoredHwpt(token: bigint): Extract<Hwpt, { ioas: null }> | null {
+  /** The HWPT that the previous kernel kept under a token, or null. */
+  restoredHwpt(token: bigint): RestoredHwpt | null {
     return this.restoredHwpts().find((hwpt) => hwpt.token === token) ?? null;
   }
-}
-
-function unknownFlags(op: string, flags: number): KernelError {
-  return new KernelError("EOPNOTSUPP", op, `flags or reserved fields ${hex(flags)} are not known`);
-}
-
-function protOf(flags: number, op: string): number {
-  if ((flags & ~MAP_FLAGS) !== 0) throw unknownFlags(op, flags);
-  return (
-    ((flags & uapi.IOMMU_IOAS_MAP_READABLE) !== 0 ? IOMMU_READ : 0) |
-    ((flags & uapi.IOMMU_IOAS_MAP_WRITEABLE) !== 0 ? IOMMU_WRITE : 0)
-  );
 }

@@ -40,7 +40,7 @@ import type {
 } from "../liveupdate/file-handler.ts";
 import type { PageAllocator } from "../mm/page-allocator.ts";
 import type { File } from "../vfs/file.ts";
-import { IommufdFile } from "./context.ts";
+import { IommufdFile } from "./file.ts";
 import { type Area, areaLength, iovaRange } from "./io-pagetable.ts";
 import type { Iommufd } from "./iommufd.ts";
 import { IOVA_END } from "./noiommu-domain.ts";
@@ -104,11 +104,11 @@ export class IommufdFileHandler implements FileHandler<DecodedIommufd> {
    */
   preserve({ file, session }: PreserveArgs): bigint {
     assert(file instanceof IommufdFile, "not an iommufd");
-    const hwpts = file.hwptsToPreserve();
+    const hwpts = file.context.hwptsToPreserve();
     for (const hwpt of hwpts) checkAreas(hwpt, session);
     return withUndo((undo) => {
-      file.beginPreserved(hwpts);
-      undo(() => file.endPreserved());
+      file.context.beginPreserved(hwpts);
+      undo(() => file.context.endPreserved());
       const domainIds = hwpts.map((hwpt) => {
         const { domain } = hwpt;
         if (domain.type === "noiommu") return 0;
@@ -140,7 +140,7 @@ export class IommufdFileHandler implements FileHandler<DecodedIommufd> {
     this.#mm.free(Number(data), held.order);
     for (const { domain } of held.hwpts.toReversed())
       if (domain.type === "paging") this.#iommufd.iommu.unpreserveDomain(domain);
-    file.endPreserved();
+    file.context.endPreserved();
   }
 
   #write(
@@ -249,20 +249,20 @@ export class IommufdFileHandler implements FileHandler<DecodedIommufd> {
     return withUndo((undo) => {
       const file = new IommufdFile(this.#iommufd);
       undo(() => file.put());
-      undo(() => file.forgetRestored());
+      undo(() => file.context.forgetRestored());
       for (const [index, { token, domainId, areas }] of data.hwpts.entries()) {
         this.#iommufd.faults.point("iommufd.retrieve:hwpt");
         if (domainId !== null) {
           const domain = this.#claim(domainId);
           undo(() => this.#iommufd.unclaimRestored(domain));
-          file.addRestored(index, token, domain);
+          file.context.addRestored(index, token, domain);
         } else {
           const pinned = areas.map((area) => {
             const one = pinAgain(area, session);
             undo(() => one.pages.put());
             return one;
           });
-          file.addRestored(index, token, new RestoredNoiommu(pinned));
+          file.context.addRestored(index, token, new RestoredNoiommu(pinned));
         }
       }
       return file;
@@ -270,11 +270,11 @@ export class IommufdFileHandler implements FileHandler<DecodedIommufd> {
   }
 
   canFinish({ file }: FinishArgs<DecodedIommufd>): boolean {
-    return !(file instanceof IommufdFile) || !file.usesRestored;
+    return !(file instanceof IommufdFile) || !file.context.usesRestored;
   }
 
   finish({ data, file }: FinishArgs<DecodedIommufd>): void {
-    if (file instanceof IommufdFile) file.freeRestored();
+    if (file instanceof IommufdFile) file.context.freeRestored();
     else
       for (const { domainId } of data.hwpts) {
         const domain = domainId === null ? null : this.#iommufd.claimRestored(domainId);

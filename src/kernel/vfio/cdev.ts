@@ -13,7 +13,7 @@ import * as uapi from "../../abi/uapi/vfio.ts";
 import { ByteWords } from "../../abi/words.ts";
 import { KernelError } from "../../base/errno.ts";
 import { isIndex } from "../../base/units.ts";
-import { IommufdFile } from "../iommufd/context.ts";
+import { IommufdFile } from "../iommufd/file.ts";
 import type { PciBar } from "../pci/function.ts";
 import { readMsi } from "../pci/msi.ts";
 import { Eventfd } from "../vfs/eventfd.ts";

@@ -22,7 +22,7 @@ import type { FaultInjector } from "../../base/fault-injector.ts";
 import { withUndo } from "../../base/undo.ts";
 import type { Interrupts, Mmio } from "../../machine/machine.ts";
 import type { IommuCore } from "../iommu/domain.ts";
-import type { IommufdFile } from "../iommufd/context.ts";
+import type { IommufdFile } from "../iommufd/file.ts";
 import type { Device as IommufdDevice } from "../iommufd/objects.ts";
 import { type PciBar, type PciFunction, pciName } from "../pci/function.ts";
 import { disableMsi, enableMsi } from "../pci/msi.ts";
@@ -124,8 +124,8 @@ export class VfioDevice {
     if (this.isBound) throw new KernelError("EINVAL", "bind", `${this.name} is bound already`);
     this.checkNotIncoming("bind");
     withUndo((undo) => {
-      const handle = iommufd.bindDevice(this.pci, this.isNoiommu);
-      undo(() => iommufd.unbindDevice(handle));
+      const handle = iommufd.context.bindDevice(this.pci, this.isNoiommu);
+      undo(() => iommufd.context.unbindDevice(handle));
       this.#vfio.faults.point("vfio.bind:enable");
       this.pci.setBusMaster(false);
       this.#silence();
@@ -143,7 +143,7 @@ export class VfioDevice {
     // First the source of DMA, then the way of DMA; the memory goes last, with the IOAS.
     this.pci.setBusMaster(false);
     this.disableMsi();
-    iommufd.unbindDevice(handle);
+    iommufd.context.unbindDevice(handle);
     this.#binding = null;
     if (this.canReset) this.pci.reset();
   }
@@ -159,10 +159,10 @@ export class VfioDevice {
     if (this.isBound || !this.pci.isIncoming)
       throw new KernelError("EINVAL", "retrieve", `${this.name} does not wait for its session`);
     withUndo((undo) => {
-      const handle = iommufd.bindDevice(this.pci, this.isNoiommu);
-      undo(() => iommufd.unbindDevice(handle));
-      iommufd.adoptAttachment(handle, index);
-      undo(() => iommufd.disownAttachment(handle));
+      const handle = iommufd.context.bindDevice(this.pci, this.isNoiommu);
+      undo(() => iommufd.context.unbindDevice(handle));
+      iommufd.context.adoptAttachment(handle, index);
+      undo(() => iommufd.context.disownAttachment(handle));
       this.#vfio.faults.point("vfio.retrieve:done");
       if (this.#incomingVector !== 0) {
         this.#msi = { vector: this.#incomingVector, eventfd: null, unread };
@@ -199,13 +199,13 @@ export class VfioDevice {
   /** @returns the HWPT's id. @throws {KernelError} as IommufdFile.attachDevice */
   attach(ptId: number): number {
     const { iommufd, handle } = this.#bound;
-    return iommufd.attachDevice(handle, ptId);
+    return iommufd.context.attachDevice(handle, ptId);
   }
 
   /** @throws {KernelError} EBUSY while it is preserved */
   detach(): void {
     const { iommufd, handle } = this.#bound;
-    iommufd.detachDevice(handle);
+    iommufd.context.detachDevice(handle);
   }
 
   /**

@@ -24,7 +24,7 @@ import { KernelError } from "../../base/errno.ts";
 import { withUndo } from "../../base/undo.ts";
 import { hex, isAligned, PAGE_SIZE } from "../../base/units.ts";
 import type { Machine, PhysicalMemory } from "../../machine/machine.ts";
-import { IommufdFile } from "../iommufd/context.ts";
+import { IommufdFile } from "../iommufd/file.ts";
 import type { Iommufd } from "../iommufd/iommufd.ts";
 import type { KexecHandover } from "../kho/handover.ts";
 import type { IncomingMemory } from "../kho/incoming.ts";
@@ -115,7 +115,7 @@ export class VfioPciFileHandler implements FileHandler<DecodedVfioDevice> {
         PRESERVE,
         `the iommufd of ${device.name} is not preserved in session "${session.name}"`,
       );
-    const hwptIndex = iommufd.preservedIndexOf(handle);
+    const hwptIndex = iommufd.context.preservedIndexOf(handle);
     if (hwptIndex < 0)
       throw new KernelError("EINVAL", PRESERVE, `the HWPT of ${device.name} is not preserved`);
     return withUndo((undo) => {
@@ -132,7 +132,7 @@ export class VfioPciFileHandler implements FileHandler<DecodedVfioDevice> {
       undo(() => this.#kho.unpreserve(pa, ORDER));
       this.#vfio.faults.point("vfio.preserve:done");
       device.isPreserved = true;
-      iommufd.setDevicePreserved(handle, true);
+      iommufd.context.setDevicePreserved(handle, true);
       return BigInt(pa);
     });
   }
@@ -140,7 +140,7 @@ export class VfioPciFileHandler implements FileHandler<DecodedVfioDevice> {
   unpreserve({ file, data }: PreserveArgs & { readonly data: bigint }): void {
     assert(file instanceof VfioDeviceFile, "not a VFIO device");
     const { device } = file;
-    device.iommufd.setDevicePreserved(device.handle, false);
+    device.iommufd.context.setDevicePreserved(device.handle, false);
     device.isPreserved = false;
     this.#kho.unpreserve(Number(data), ORDER);
     this.#mm.free(Number(data), ORDER);
@@ -155,7 +155,7 @@ export class VfioPciFileHandler implements FileHandler<DecodedVfioDevice> {
     this.#vfio.faults.point("vfio.freeze:write");
     const iommufdToken = session.tokenOf(device.iommufd);
     assert(iommufdToken !== null, "an iommufd has left its session");
-    const hwptIndex = device.iommufd.preservedIndexOf(device.handle);
+    const hwptIndex = device.iommufd.context.preservedIndexOf(device.handle);
     this.#write(Number(data), device, iommufdToken, hwptIndex);
     return data;
   }

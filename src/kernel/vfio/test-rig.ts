@@ -32,7 +32,7 @@ import { buildAddressMap } from "../../machine/firmware.ts";
 import type { KhoBootParameters, Machine, Mmio } from "../../machine/machine.ts";
 import { createSharedRam, Ram } from "../../machine/physical-memory.ts";
 import { VtdIommu } from "../iommu/vtd-iommu.ts";
-import { IommufdFile } from "../iommufd/context.ts";
+import { IommufdFile } from "../iommufd/file.ts";
 import { Iommufd } from "../iommufd/iommufd.ts";
 import { IommufdFileHandler } from "../iommufd/live-update.ts";
 import { IncomingHandover } from "../kho/incoming-handover.ts";

@@ -9,6 +9,7 @@ import { MIB, PAGE_SIZE } from "../../base/units.ts";
 import * as iommufd from "../../host/iommufd.ts";
 import * as vfio from "../../host/vfio.ts";
 import { TestKernel } from "../vfio/test-rig.ts";
+import type { IommufdFile } from "./file.ts";
 
 const BYTES = MIB;
 
@@ -589,14 +590,14 @@ test("garbage arguments get an errno, and what fails changes nothing", () => {
   fc.assert(
     fc.property(fc.constantFrom(...requests), argument, (request, given) => {
       const usage = kernel.usage();
-      const file = kernel.fds.get(ctx) as unknown as { objectCount: number };
-      const objects = file.objectCount;
+      const file = kernel.fds.get(ctx) as unknown as IommufdFile;
+      const objects = file.context.objects.size;
       try {
         kernel.host.ioctl(ctx, request, given);
       } catch (error) {
         if (!isKernelError(error)) throw error;
         assert.deepEqual(kernel.usage(), usage);
-        assert.equal(file.objectCount, objects);
+        assert.equal(file.context.objects.size, objects);
       }
     }),
     { numRuns: 3000 },
