@@ -128,3 +128,16 @@ test("a first store that cannot be made leaves no root page and no subtree behin
     assert.equal(box.look(kernel).incoming.unclaimedPages(), 0);
   }
 });
+
+test("a create that fails half-way gives the slots back that it had taken", () => {
+  const { kernel, fs } = build("dynamic");
+  fs.unlink("/61");
+  const noMemory = (point: string) => new KernelError("ENOMEM", point, "injected");
+  kernel.faults.arm(0, noMemory);
+  // It takes the last slot of the block for the inode, and needs another block for the name.
+  assert.throws(() => fs.open(`/${LONG}`, O_RDWR | O_CREAT), /injected/);
+  kernel.faults.disarm();
+  kernel.faults.arm(0, noMemory);
+  fs.open("/61", O_RDWR | O_CREAT).put();
+  assert.equal(kernel.faults.disarm(), false);
+});

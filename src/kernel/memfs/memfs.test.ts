@@ -1,5 +1,6 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
+import { FIEMAP, FIEMAP_EXTENT, FIEMAP_EXTENT_LAST, FS_IOC_FIEMAP } from "../../abi/uapi/fiemap.ts";
 import {
   FALLOC_FL_KEEP_SIZE,
   FALLOC_FL_PUNCH_HOLE,
@@ -14,7 +15,9 @@ import {
   SEEK_HOLE,
   SEEK_SET,
 } from "../../abi/uapi/fs.ts";
+import { ByteWords } from "../../abi/words.ts";
 import { isKernelError } from "../../base/errno.ts";
+import { DescriptorTable } from "../vfs/fd-table.ts";
 import { RootFilesystem } from "../vfs/root-filesystem.ts";
 import { Vfs } from "../vfs/vfs.ts";
 import { MemfsFile } from "./memfs-file.ts";
@@ -191,6 +194,46 @@ test("punching the head, the tail and the middle of a run frees exactly those pa
   assert.match(seen(box, kernel)[1], /65536 8192@\w+\+16384 40960@\w+\+16384$/);
   file.fallocate(0, 0, 16 * PAGE);
   assert.equal(pagesInUse(kernel), before);
+});
+
+test("FIEMAP tells where the file lies, in batches; EFAULT without room, ENOTTY for other requests", () => {
+  const { box, kernel, fs } = build();
+  const fds = new DescriptorTable(1);
+  const file = create(fs, "/ram");
+  file.fallocate(0, 0, PAGE);
+  file.fallocate(0, HUGE, HUGE);
+  const found = box.look(kernel).decoded?.stores[0].inodes.get(file.stat().inode)?.extents ?? [];
+  const ask = (
+    fm_start: number,
+    fm_extent_count: number,
+    sizeBytes = 32 + 56 * fm_extent_count,
+  ) => {
+    const bytes = new Uint8Array(sizeBytes);
+    const words = new ByteWords(bytes);
+    FIEMAP.write(words, 0, {
+      fm_start,
+      fm_length: 2 ** 52,
+      fm_flags: 0,
+      fm_mapped_extents: 0,
+      fm_extent_count,
+      fm_reserved: 0,
+    });
+    file.ioctl(FS_IOC_FIEMAP, { bytes }, fds);
+    return { count: FIEMAP.read(words, 0).fm_mapped_extents, words };
+  };
+  assert.equal(ask(0, 0).count, 2);
+  assert.equal(ask(0, 1).count, 1);
+  const { count, words } = ask(PAGE, 8);
+  assert.equal(count, 1);
+  const extent = FIEMAP_EXTENT.read(words, 32);
+  assert.deepEqual(
+    [extent.fe_logical, extent.fe_physical, extent.fe_length, extent.fe_flags],
+    [HUGE, found[1].pa, HUGE, FIEMAP_EXTENT_LAST],
+  );
+  assert.throws(() => ask(0, 2, 32 + 56), code("EFAULT"));
+  const short = { bytes: new Uint8Array(31) };
+  assert.throws(() => file.ioctl(FS_IOC_FIEMAP, short, fds), code("EFAULT"));
+  assert.throws(() => file.ioctl(1, short, fds), code("ENOTTY"));
 });
 
 test("read, write and positions: EINVAL for the data, lseek() as for any file", () => {
