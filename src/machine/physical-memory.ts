@@ -209,6 +209,15 @@ export class Ram implements PhysicalMemory {
       for (; i < stop; i += 2) words[i + 1] = h;
       h = (h + step) | 0;
       stop += stretch;
+      // Leaves of 1 GiB: a stretch is one turn.
+      for (; stretch === 8 && i + 8 <= end; i += 8) {
+        words[i + 1] = h;
+        words[i + 3] = h;
+        words[i + 5] = h;
+        words[i + 7] = h;
+        h = (h + 1) | 0;
+        stop += 8;
+      }
     }
     this.fence();
     let l = low | 0;

@@ -38,7 +38,7 @@ import { hex } from "../../base/units.ts";
 import type { MemoryRange } from "../../machine/machine.ts";
 import type { IncomingMemory } from "../kho/incoming.ts";
 import { pciName } from "../pci/function.ts";
-import { functionKey } from "./attachment.ts";
+import { functionKey } from "./attached-function.ts";
 import { levelsAddressWidth, type RemappingUnit } from "./remapping-unit.ts";
 import type { RmrrFunction } from "./rmrr.ts";
 import { LeafCursor } from "./second-stage-walk.ts";

@@ -8,7 +8,7 @@
 import type { WordReader } from "../../abi/words.ts";
 import { assert } from "../../base/assert.ts";
 import type { PageAllocator } from "../mm/page-allocator.ts";
-import type { Attachment } from "./attachment.ts";
+import type { AttachedFunction } from "./attached-function.ts";
 import type { RestoredDomain } from "./domain.ts";
 import { forEachTable, type SecondStageTree, walkToPhys } from "./second-stage-walk.ts";
 
@@ -31,7 +31,7 @@ export class RestoredTables implements RestoredDomain, SecondStageTree {
   readonly memory: WordReader;
   readonly top: number;
   readonly levels: number;
-  readonly attachments = new Set<Attachment>();
+  readonly attachments = new Set<AttachedFunction>();
   readonly #mm: PageAllocator;
   readonly #onFree: () => void;
 

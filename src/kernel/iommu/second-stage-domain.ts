@@ -10,7 +10,7 @@ import { KernelError } from "../../base/errno.ts";
 import type { FaultInjector } from "../../base/fault-injector.ts";
 import type { PhysicalMemory } from "../../machine/machine.ts";
 import type { PageAllocator } from "../mm/page-allocator.ts";
-import type { Attachment } from "./attachment.ts";
+import type { AttachedFunction } from "./attached-function.ts";
 import type { PagingDomain } from "./domain.ts";
 import type { RemappingUnit } from "./remapping-unit.ts";
 import { SecondStageTable } from "./second-stage-table.ts";
@@ -38,7 +38,7 @@ export class SecondStageDomain implements PagingDomain {
   readonly table: SecondStageTable;
   readonly apertureEnd: number;
   readonly pageSizes: number;
-  readonly attachments = new Set<Attachment>();
+  readonly attachments = new Set<AttachedFunction>();
   readonly #onFree: () => void;
   #fixedBecause: string | null = null;
 

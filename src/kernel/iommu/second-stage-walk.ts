@@ -115,7 +115,8 @@ export class LeafCursor {
     const first = ssIndex(this.#at, level);
     let index = first;
     while (index < SS_TABLE_ENTRIES && !ssIsPresent(memory.load32(table + 8 * index))) index++;
-    if (index > first) this.#at += (index - first) * span - (this.#at % span);
+    if (index > first)
+      this.#at += (index - first) * span - (this.#at - Math.floor(this.#at / span) * span);
     return index;
   }
 

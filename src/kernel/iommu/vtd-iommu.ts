@@ -22,7 +22,8 @@ import type { KexecHandover } from "../kho/handover.ts";
 import type { FileLifecycleBound } from "../liveupdate/file-handler.ts";
 import type { PageAllocator } from "../mm/page-allocator.ts";
 import { type PciFunction, pciName } from "../pci/function.ts";
-import { type Attachment, functionKey } from "./attachment.ts";
+import { functionKey } from "./attached-function.ts";
+import type { Attachment } from "./attachment.ts";
 import { compareTables } from "./compare-tables.ts";
 import {
   type BlockingDomain,
@@ -430,7 +431,8 @@ export class VtdIommu implements IommuCore {
   /** Nobody comes any more for what is left of the previous kernel. */
   #finishRestored(): void {
     for (const domain of [...this.#restored.values()]) {
-      for (const attachment of [...domain.attachments]) this.#detach(attachment);
+      for (const attachment of [...this.#attachments.values()])
+        if (attachment.domain === domain) this.#detach(attachment);
       domain.free();
     }
   }
