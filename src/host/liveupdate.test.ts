@@ -531,6 +531,22 @@ describe("a session of the previous kernel", () => {
     assert.equal((third.fds.get(retrieveFd(third, last, 1n)) as ToyFile).id, 1);
   });
 
+  test("a file lives as long as its session is unfinished or a descriptor is open", () => {
+    const { rig } = toyRig();
+    const session = createSession(rig, rig.openDevice(), "s");
+    for (const id of [1, 2]) preserveFd(rig, session, toy(rig, id), BigInt(id));
+    const next = rig.jump();
+    const retrieved = retrieveSession(next, next.openDevice(), "s");
+    const fds = [1n, 2n].map((token) => retrieveFd(next, retrieved, token));
+    const [first, second] = fds.map((fd) => next.fds.get(fd) as ToyFile);
+    next.close(fds[0]);
+    assert.equal(first.isReleased, false);
+    finish(next, retrieved);
+    assert.deepEqual([first.isReleased, second.isReleased], [true, false]);
+    next.close(fds[1]);
+    assert.equal(second.isReleased, true);
+  });
+
   test("closing it finishes it", () => {
     const { rig, calls } = toyRig(true);
     const session = createSession(rig, rig.openDevice(), "s");
@@ -593,6 +609,28 @@ describe("what a handler sees of its session", () => {
     seen.length = 0;
     retrieveFd(next, retrieveSession(next, next.openDevice(), "s"), 12n);
     assert.deepEqual(seen, [false, null, true]);
+  });
+});
+
+describe("adopt()", () => {
+  test("a failure at every step takes nothing over; it works when it is tried again", () => {
+    const { rig, calls } = toyRig(true);
+    preserveFd(rig, createSession(rig, rig.openDevice(), "s"), toy(rig, 1), 1n);
+    const next = rig.jumpUnbooted();
+    next.luo.decode();
+    const before = next.usage();
+    calls.length = 0;
+    for (let i = 0; i < 5; i++) {
+      next.faults.arm(i, (point) => new KernelError("ENOMEM", "test", point));
+      fails("ENOMEM", () => next.luo.adopt());
+      assert.equal(next.faults.disarm(), true, "the armed step was reached");
+      assert.deepEqual(next.usage(), before);
+    }
+    assert.deepEqual(calls, []);
+    assert.equal(next.faults.record(() => next.luo.adopt()).length, 5, "steps that can fail");
+    const session = retrieveSession(next, next.openDevice(), "s");
+    assert.equal((next.fds.get(retrieveFd(next, session, 1n)) as ToyFile).id, 1);
+    assert.equal(next.jump().luo.liveupdateNumber, 2);
   });
 });
 

@@ -123,26 +123,26 @@ export class LiveUpdate {
   }
 
   /**
-   * Takes over what {@link decode} found (each FLB adopts its state; the orchestrator's own pages are freed) and
-   * prepares what this kernel will hand over.
-   * @throws {KernelError} ENOMEM, EEXIST: nothing is prepared then, and live update does not work
+   * Prepares what this kernel will hand over, then takes over what {@link decode} found: each FLB adopts its
+   * state, and the orchestrator's own pages are freed.
+   * @throws {KernelError} ENOMEM, EEXIST: nothing is taken over; it may be tried again
    */
   adopt(): void {
     assert(this.#state === null, "adopted once");
     const { kho, mm, flbs } = this.#core;
     const decoded = this.#decoded;
-    this.#decoded = null;
-    if (decoded !== null) {
-      this.#incomingNumber = decoded.liveupdateNumber;
-      for (const pa of decoded.pages) {
-        kho.restore(pa, 0);
-        mm.free(pa, 0);
-      }
-      flbs.adopt(decoded.flbs);
-      for (const { name, files } of decoded.sessions)
-        this.#incoming.push(new IncomingSession(this.#core, name, files));
-    }
+    this.#incomingNumber = decoded?.liveupdateNumber ?? 0;
+    // First what can fail.
     this.#state = this.#setUpOutgoing();
+    this.#decoded = null;
+    if (decoded === null) return;
+    for (const pa of decoded.pages) {
+      kho.restore(pa, 0);
+      mm.free(pa, 0);
+    }
+    flbs.adopt(decoded.flbs);
+    for (const { name, files } of decoded.sessions)
+      this.#incoming.push(new IncomingSession(this.#core, name, files));
   }
 
   #setUpOutgoing(): Outgoing {
