@@ -233,11 +233,13 @@ export class Kernel {
     const { mm, kho, iommufd, vfio, pci } = this;
     const { machine, faults } = this.#parts;
     const { memory } = machine;
+    const iommufdHandler = new IommufdFileHandler({ iommufd, memory, mm, kho });
+    const pciFlb = pci.flb;
     return [
       new MemfsFileHandler(this.memfs),
       new MemfdHandler({ memory, mm, kho, faults }, this.shmem),
-      new IommufdFileHandler({ iommufd, memory, mm, kho }),
-      new VfioPciFileHandler({ vfio, iommufd, pci, pciFlb: pci.flb, machine, mm, kho }),
+      iommufdHandler,
+      new VfioPciFileHandler({ vfio, iommufd, iommufdHandler, pci, pciFlb, machine, mm, kho }),
     ] as readonly FileHandler[];
   }
 

@@ -56,6 +56,14 @@ export interface RestoredDomain {
   free(): void;
 }
 
+/** Domains and attachments of a handover. */
+export interface IncomingDomains {
+  /** Whether a domain of a user has that id. */
+  has(id: number): boolean;
+  /** Id of the domain that a function is attached to, or null. */
+  domainOf(segment: number, bdf: number): number | null;
+}
+
 /** The IOMMU core. */
 export interface IommuCore {
   /** Whether a remapping unit translates this function's DMA. If not, only no-IOMMU use is possible. */
@@ -105,6 +113,11 @@ export interface IommuCore {
    */
   preserveDevice(pci: PciFunction): void;
   unpreserveDevice(pci: PciFunction): void;
+  /**
+   * What {@link flb} has decoded of the previous kernel's handover, for checks before anything is adopted; null when
+   * nothing was handed over.
+   */
+  readonly incoming: IncomingDomains | null;
   /** Restored domain with that id, or null. */
   restoredDomain(id: number): RestoredDomain | null;
   /** Restored domains not freed yet, for leak checks. */

@@ -27,6 +27,7 @@ import type { Attachment } from "./attachment.ts";
 import { compareTables } from "./compare-tables.ts";
 import {
   type BlockingDomain,
+  type IncomingDomains,
   IOMMU_READ,
   IOMMU_WRITE,
   type IommuCore,
@@ -76,6 +77,7 @@ export class VtdIommu implements IommuCore {
   readonly #outgoing: OutgoingHandover;
   readonly #attachments = new Map<number, Attachment>();
   readonly #restored = new Map<number, RestoredTables>();
+  #incoming: IncomingDomains | null = null;
   #domainCount = 0;
   #faultOverflows = 0;
 
@@ -108,8 +110,12 @@ export class VtdIommu implements IommuCore {
         return data;
       },
       unfreeze: () => this.#outgoing.unfreeze(),
-      decode: (incoming, data, field) =>
-        new HandoverDecoder(incoming, field, this.#units, this.#rmrrs).decode(data),
+      decode: (incoming, data, field) => {
+        const decoder = new HandoverDecoder(incoming, field, this.#units, this.#rmrrs);
+        const decoded = decoder.decode(data);
+        this.#incoming = incomingDomains(decoded);
+        return decoded;
+      },
       adopt: (data) => this.#adopt(data),
       finish: () => this.#finishRestored(),
     };
@@ -260,6 +266,10 @@ export class VtdIommu implements IommuCore {
     const attachment = this.#attachmentOf(pci);
     assert(attachment !== null, `${name(pci)} is in no domain`);
     this.#outgoing.unpreserveDevice(attachment);
+  }
+
+  get incoming(): IncomingDomains | null {
+    return this.#incoming;
   }
 
   restoredDomain(id: number): RestoredDomain | null {
@@ -453,6 +463,14 @@ export class VtdIommu implements IommuCore {
     for (const attachment of this.#attachments.values())
       if (this.#rmrrOf(attachment) !== null) yield attachment;
   }
+}
+
+function incomingDomains({ domains, devices }: DecodedIommu): IncomingDomains {
+  return {
+    has: (id) => domains[id] != null && domains[id].kind !== IOMMU_DOMAIN_RMRR,
+    domainOf: (segment, bdf) =>
+      devices.find((d) => d.segment === segment && d.bdf === bdf)?.domain ?? null,
+  };
 }
 
 function name({ segment, bdf }: { readonly segment: number; readonly bdf: number }): string {

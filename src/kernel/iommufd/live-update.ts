@@ -31,6 +31,7 @@ import { IOMMU_READ, IOMMU_WRITE, type RestoredDomain } from "../iommu/domain.ts
 import type { KexecHandover } from "../kho/handover.ts";
 import type { IncomingMemory } from "../kho/incoming.ts";
 import type {
+  DecodedSessionView,
   FileHandler,
   FileLifecycleBound,
   FinishArgs,
@@ -242,6 +243,21 @@ export class IommufdFileHandler implements FileHandler<DecodedIommufd> {
     if (areasLeft > 0)
       throw new HandoverError(name("iommufd_ser.area_count"), `${areasLeft} areas have no HWPT`);
     return { pa, order, hwpts };
+  }
+
+  checkLinks({ hwpts }: DecodedIommufd, session: DecodedSessionView, field: string): void {
+    const { incoming } = this.#iommufd.iommu;
+    for (const [i, { domainId, areas }] of hwpts.entries()) {
+      const hwpt = `${field} iommufd_hwpt_ser[${i}]`;
+      if (domainId !== null && incoming?.has(domainId) !== true)
+        throw new HandoverError(`${hwpt}.domain_id`, `no domain ${domainId} was handed over`);
+      for (const [j, area] of areas.entries())
+        if (!session.has(area.file_token))
+          throw new HandoverError(
+            `${hwpt} iommufd_area_ser[${j}].file_token`,
+            `the session has no file ${hex(area.file_token)}`,
+          );
+    }
   }
 
   /** @throws {KernelError} EINVAL when a domain is not in the handover, or a file does not hold an area; ENOMEM */

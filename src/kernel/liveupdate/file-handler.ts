@@ -42,6 +42,14 @@ export interface FinishArgs<D> {
   readonly file: File | null;
 }
 
+/** A session of the handover, decoded and not yet used. */
+export interface DecodedSessionView {
+  /** What the handler decoded for the file with that token; null when there is none, or another handler's. */
+  dataOf(token: bigint, handler: FileHandler): unknown;
+  /** Whether there is a file with that token. */
+  has(token: bigint): boolean;
+}
+
 /**
  * @typeParam D - the decoded form of the handler's data, checked and trusted
  */
@@ -71,6 +79,12 @@ export interface FileHandler<D = unknown> {
    * @throws {HandoverError}
    */
   decode(incoming: IncomingMemory, data: bigint, field: string): D;
+  /**
+   * Checks what the file says about others of its session, when all of them are decoded. As `decode`, it changes nothing.
+   * @param field - as of `decode`
+   * @throws {HandoverError}
+   */
+  checkLinks?(data: D, session: DecodedSessionView, field: string): void;
   /**
    * Makes the open file, with one reference for the caller. A failure leaves `data` as it was, for `finish`.
    * @throws {KernelError} what RETRIEVE_FD then returns, for ever

@@ -24,7 +24,7 @@ import {
 } from "../../abi/luo.ts";
 import { hex } from "../../base/units.ts";
 import type { IncomingMemory } from "../kho/incoming.ts";
-import type { FileLifecycleBound } from "./file-handler.ts";
+import type { FileHandler, FileLifecycleBound } from "./file-handler.ts";
 import { type FlbRegistry, flbEntryPa, type IncomingFlb } from "./flb-registry.ts";
 import type { DecodedFile } from "./incoming-session.ts";
 import type { HandlerRegistry } from "./live-update-core.ts";
@@ -178,7 +178,21 @@ function decodeFiles(
     const name = `session "${session}" token ${hex(token)}`;
     files.push({ handler, token, data: handler.decode(incoming, data, name) });
   }
+  checkLinks(files, session);
   return files;
+}
+
+function checkLinks(files: readonly DecodedFile[], session: string): void {
+  const byToken = new Map(files.map((file) => [file.token, file]));
+  const view = {
+    has: (token: bigint) => byToken.has(token),
+    dataOf(token: bigint, handler: FileHandler) {
+      const file = byToken.get(token);
+      return file?.handler === handler ? file.data : null;
+    },
+  };
+  for (const { handler, token, data } of files)
+    handler.checkLinks?.(data, view, `session "${session}" token ${hex(token)}`);
 }
 
 /** A string from the handover, for a message. */

@@ -696,51 +696,60 @@ test("decode() refuses an iommufd's record with any field wrong, and names it", 
   ]);
 });
 
-test("a record that names what other files do not have fails its retrieve, and its device is stopped", () => {
+test("decode() refuses a record that names what other files do not have", () => {
+  const device = { index: TRANSLATED, record: TOKEN.device };
   const cases = [
-    { index: TRANSLATED, record: TOKEN.device, at: vfio_pci_ser.offset.iommufd_token, value: 99 },
-    { index: TRANSLATED, record: TOKEN.device, at: vfio_pci_ser.offset.iommufd_token, value: 1 },
-    { index: TRANSLATED, record: TOKEN.device, at: vfio_pci_ser.offset.iommufd_token, value: 3 },
-    { index: TRANSLATED, record: TOKEN.device, at: vfio_pci_ser.offset.hwpt_index, value: 1 },
+    { ...device, field: "iommufd_token", at: vfio_pci_ser.offset.iommufd_token, value: 99 },
+    { ...device, field: "iommufd_token", at: vfio_pci_ser.offset.iommufd_token, value: 1 },
+    { ...device, field: "iommufd_token", at: vfio_pci_ser.offset.iommufd_token, value: 3 },
+    { ...device, field: "hwpt_index", at: vfio_pci_ser.offset.hwpt_index, value: 1 },
     {
       index: TRANSLATED,
       record: TOKEN.iommufd,
+      field: "domain_id",
       at: iommufd_ser.sizeBytes + iommufd_hwpt_ser.offset.domain_id,
       value: 5,
     },
     {
       index: NOIOMMU,
       record: TOKEN.iommufd,
+      field: "file_token",
       at: iommufd_ser.sizeBytes + iommufd_hwpt_ser.sizeBytes + iommufd_area_ser.offset.file_token,
       value: 9,
     },
-    {
-      index: NOIOMMU,
-      record: TOKEN.iommufd,
-      at: iommufd_ser.sizeBytes + iommufd_hwpt_ser.sizeBytes + iommufd_area_ser.offset.file_offset,
-      value: BYTES,
-    },
   ];
-  for (const { index, record, at, value } of cases) {
+  for (const { index, record, field, at, value } of cases) {
     const before = TestKernel.cold();
     preserveVm(before, buildVm(before, index));
     const pa = recordOf(before, record);
-    const { ram } = before.hardware;
     const next = before.jumpUnbooted();
-    ram.store32(pa + at, value);
-    next.boot();
-    const session = retrieveSession(next);
-    const retrieve = () => liveupdate.retrieveFd(next.host, session, TOKEN.device);
-    assert.throws(retrieve, isKernelError, `${at} = ${value}`);
-    assert.throws(retrieve, isKernelError, "and again");
-    liveupdate.finish(next.host, session);
-    next.close(session);
-    assert.equal(next.device(index).pci.configRead(COMMAND, 2) & 4, 0, "bus mastering is off");
-    assert.equal(next.iommu.restoredCount, 0);
-    assert.equal(next.iommu.domainIdCount, 0);
-    assert.equal(next.vectors.usedCount, 0);
-    assert.equal(next.kho.unrestoredPages(), 0);
+    before.hardware.ram.store32(pa + at, value);
+    assert.throws(
+      () => next.boot(),
+      (error) => error instanceof HandoverError && error.field.endsWith(`.${field}`),
+      `${field} = ${value}`,
+    );
   }
+});
+
+test("an area beyond the end of its file fails the retrieve, and the device is stopped", () => {
+  const at =
+    iommufd_ser.sizeBytes + iommufd_hwpt_ser.sizeBytes + iommufd_area_ser.offset.file_offset;
+  const before = TestKernel.cold();
+  preserveVm(before, buildVm(before, NOIOMMU));
+  const pa = recordOf(before, TOKEN.iommufd);
+  const next = before.jumpUnbooted();
+  before.hardware.ram.store32(pa + at, BYTES);
+  next.boot();
+  const session = retrieveSession(next);
+  const retrieve = () => liveupdate.retrieveFd(next.host, session, TOKEN.device);
+  assert.throws(retrieve, isKernelError);
+  assert.throws(retrieve, isKernelError, "and again");
+  liveupdate.finish(next.host, session);
+  next.close(session);
+  assert.equal(next.device(NOIOMMU).pci.configRead(COMMAND, 2) & 4, 0, "bus mastering is off");
+  assert.equal(next.vectors.usedCount, 0);
+  assert.equal(next.kho.unrestoredPages(), 0);
 });
 
 interface FieldCase {

@@ -26,9 +26,11 @@ import { hex, isAligned, PAGE_SIZE } from "../../base/units.ts";
 import type { Machine, PhysicalMemory } from "../../machine/machine.ts";
 import { IommufdFile } from "../iommufd/file.ts";
 import type { Iommufd } from "../iommufd/iommufd.ts";
+import type { DecodedIommufd, IommufdFileHandler } from "../iommufd/live-update.ts";
 import type { KexecHandover } from "../kho/handover.ts";
 import type { IncomingMemory } from "../kho/incoming.ts";
 import type {
+  DecodedSessionView,
   FileHandler,
   FileLifecycleBound,
   FinishArgs,
@@ -64,6 +66,7 @@ export class VfioPciFileHandler implements FileHandler<DecodedVfioDevice> {
   readonly flbs: readonly FileLifecycleBound[];
   readonly #vfio: VfioPci;
   readonly #iommufd: Iommufd;
+  readonly #iommufdHandler: IommufdFileHandler;
   readonly #pci: PciRoot;
   readonly #memory: PhysicalMemory;
   readonly #mm: PageAllocator;
@@ -77,6 +80,8 @@ export class VfioPciFileHandler implements FileHandler<DecodedVfioDevice> {
   constructor(dependencies: {
     readonly vfio: VfioPci;
     readonly iommufd: Iommufd;
+    /** Of the files that devices are bound to. */
+    readonly iommufdHandler: IommufdFileHandler;
     readonly pci: PciRoot;
     readonly pciFlb: FileLifecycleBound;
     readonly machine: Pick<Machine, "memory" | "mmio" | "firmware">;
@@ -86,6 +91,7 @@ export class VfioPciFileHandler implements FileHandler<DecodedVfioDevice> {
     const { machine } = dependencies;
     this.#vfio = dependencies.vfio;
     this.#iommufd = dependencies.iommufd;
+    this.#iommufdHandler = dependencies.iommufdHandler;
     this.#pci = dependencies.pci;
     this.#config = new ConfigAccess(machine.mmio, machine.firmware.ecams);
     this.#memory = machine.memory;
@@ -225,6 +231,23 @@ export class VfioPciFileHandler implements FileHandler<DecodedVfioDevice> {
       iommufdToken: ser.iommufd_token,
       hwptIndex: ser.hwpt_index,
     };
+  }
+
+  checkLinks(data: DecodedVfioDevice, session: DecodedSessionView, field: string): void {
+    const member = (name: string) => `${field} vfio_pci_ser.${name}`;
+    const iommufd = session.dataOf(data.iommufdToken, this.#iommufdHandler);
+    if (iommufd === null)
+      throw new HandoverError(
+        member("iommufd_token"),
+        `the session has no iommufd ${hex(data.iommufdToken)}`,
+      );
+    const hwpt = (iommufd as DecodedIommufd).hwpts[data.hwptIndex];
+    const attached = this.#vfio.iommu.incoming?.domainOf(data.segment, data.bdf) ?? null;
+    if (hwpt === undefined || hwpt.domainId !== attached)
+      throw new HandoverError(
+        member("hwpt_index"),
+        `${data.hwptIndex} is not the HWPT that the device is attached to`,
+      );
   }
 
   /**

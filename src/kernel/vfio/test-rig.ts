@@ -238,9 +238,11 @@ export class TestKernel {
     this.luo = new LiveUpdate(pages);
     this.luo.registerHandler(new MemfdHandler(pages, this.shmem));
     const { iommufd, pci, vfio } = this;
-    this.luo.registerHandler(new IommufdFileHandler({ iommufd, memory, mm, kho }));
+    const iommufdHandler = new IommufdFileHandler({ iommufd, memory, mm, kho });
+    this.luo.registerHandler(iommufdHandler);
+    const pciFlb = pci.flb;
     this.luo.registerHandler(
-      new VfioPciFileHandler({ vfio, iommufd, pci, pciFlb: pci.flb, machine, mm, kho }),
+      new VfioPciFileHandler({ vfio, iommufd, iommufdHandler, pci, pciFlb, machine, mm, kho }),
     );
   }
 
