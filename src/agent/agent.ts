@@ -65,6 +65,8 @@ export class Agent {
   readonly #observe: PhaseObserver;
   #update: number;
   #phases: PhaseRecord[] = [];
+  /** Sessions that could not be finished, by VM. */
+  readonly #unfinished = new Map<string, number>();
 
   private constructor(host: Host, liveUpdate: number, update: number, observe: PhaseObserver) {
     this.#host = host;
@@ -102,7 +104,8 @@ export class Agent {
       undo(() => host.close(session));
       const fd = retrieveFd(host, session, JOURNAL_TOKEN);
       const journal = MemfdRecord.open<Journal>(host, fd).read();
-      finish(host, session);
+      // Giving up here would lose the names of all VMs.
+      retry(() => finish(host, session));
       host.close(session);
       host.close(fd);
       const agent = new Agent(host, liveUpdate, journal.update, observe);
@@ -189,25 +192,22 @@ export class Agent {
     const vms: V[] = [];
     const sessions = new Map<string, number>();
     const failures: RestoreFailure[] = [];
-    const attempt = (vm: string, phase: string, attempts: number, step: () => void): boolean => {
-      for (let left = attempts; ; left--) {
-        try {
-          step();
-          return true;
-        } catch (error) {
-          if (!(error instanceof KernelError)) throw error;
-          if (left > 1) continue;
-          failures.push({ vm, phase, error });
-          return false;
-        }
+    const attempt = (vm: string, phase: string, step: () => void): boolean => {
+      try {
+        step();
+        return true;
+      } catch (error) {
+        if (!(error instanceof KernelError)) throw error;
+        failures.push({ vm, phase, error });
+        return false;
       }
     };
 
     this.#phase("restore", () => {
       for (const { name, pausedAtNs } of journal.vms) {
         // A failed RETRIEVE_FD fails for ever, as on Linux: a second attempt would not help.
-        attempt(name, "restore", 1, () => {
-          const session = retrieveSession(host, this.#liveUpdate, name);
+        attempt(name, "restore", () => {
+          const session = retry(() => retrieveSession(host, this.#liveUpdate, name));
           sessions.set(name, session);
           const vm = restorer.open(session, name);
           vm.resume();
@@ -220,23 +220,45 @@ export class Agent {
     const rebuilt = this.#phase("rebuild", () =>
       vms.filter((vm) => {
         restorer.runOthers(vms);
-        return attempt(vm.name, "rebuild", ATTEMPTS, () => vm.rebuild());
+        return attempt(vm.name, "rebuild", () => retry(() => vm.rebuild()));
       }),
     );
     this.#phase("swap", () => {
       for (const vm of rebuilt) {
         restorer.runOthers(vms);
-        attempt(vm.name, "swap", ATTEMPTS, () => vm.swap());
+        attempt(vm.name, "swap", () => retry(() => vm.swap()));
       }
     });
     this.#phase("finish", () => {
       for (const vm of vms) vm.settle();
       for (const [name, session] of sessions) {
         restorer.runOthers(vms);
-        if (attempt(name, "finish", ATTEMPTS, () => finish(host, session))) host.close(session);
+        const isFinished = attempt(name, "finish", () => retry(() => finish(host, session)));
+        if (isFinished) host.close(session);
+        else this.#unfinished.set(name, session);
       }
     });
     return { vms, failures };
+  }
+
+  /**
+   * Finishes sessions that {@link restore} could not finish: once their VM has been rebuilt and swapped after all, or
+   * destroyed.
+   * @returns names of the VMs whose sessions still cannot be finished
+   */
+  finishLeft(): readonly string[] {
+    const host = this.#host;
+    for (const [name, session] of this.#unfinished) {
+      try {
+        finish(host, session);
+      } catch (error) {
+        if (!(error instanceof KernelError)) throw error;
+        continue;
+      }
+      host.close(session);
+      this.#unfinished.delete(name);
+    }
+    return [...this.#unfinished.keys()];
   }
 
   /** Preserves the journal and all VMs. @returns the journal's record */
@@ -275,5 +297,16 @@ export class Agent {
     this.#phases.push(phase);
     this.#observe(phase);
     return result;
+  }
+}
+
+/** Runs a step again when it fails. @throws {KernelError} of the last attempt */
+function retry<T>(step: () => T): T {
+  for (let left = ATTEMPTS; ; left--) {
+    try {
+      return step();
+    } catch (error) {
+      if (!(error instanceof KernelError) || left === 1) throw error;
+    }
   }
 }

@@ -30,7 +30,12 @@ const NEXT: Readonly<Record<string, string>> = {
 
 describe("an update whose steps fail one after the other before the jump", () => {
   it("is rolled back each time, loses nothing, and succeeds when nothing fails", (t) => {
-    const rig = new FailureRig({ seed: 11, vms: 2, userspace, beforeBoot: () => rig.faults.stop() });
+    const rig = new FailureRig({
+      seed: 11,
+      vms: 2,
+      userspace,
+      beforeBoot: () => rig.faults.stop(),
+    });
     const tried: Step[] = [];
     rig.run();
     assert.equal(rig.machine.jumps.length, 1);

@@ -20,25 +20,27 @@ export class StepFaults extends FaultInjector {
   phase = "";
   /** Points since the last {@link start}. */
   #steps: Step[] = [];
-  #failAt: readonly number[] = [];
+  #fails: (step: Step, index: number) => boolean = () => false;
   #failed: Step | null = null;
   /** Called at every point, armed or not. */
   onPoint: ((point: string) => void) | null = null;
 
-  /**
-   * Counts from 0 again, and fails the steps with these numbers.
-   * @param failAt - ascending; none: only count
-   */
-  start(phase: string, ...failAt: readonly number[]): void {
+  /** Counts from 0 again, and fails step number `failAt`. */
+  start(phase: string, failAt: number): void {
+    this.startWhere(phase, (_step, index) => index === failAt);
+  }
+
+  /** Counts from 0 again, and fails every step that `fails` picks. */
+  startWhere(phase: string, fails: (step: Step, index: number) => boolean): void {
     this.phase = phase;
     this.#steps = [];
-    this.#failAt = failAt;
+    this.#fails = fails;
     this.#failed = null;
   }
 
   /** Fails nothing any more. @returns the (last) step that was failed; null: none was reached */
   stop(): Step | null {
-    this.#failAt = [];
+    this.#fails = () => false;
     return this.#failed;
   }
 
@@ -49,9 +51,10 @@ export class StepFaults extends FaultInjector {
 
   override point(point: string): void {
     this.onPoint?.(point);
-    const index = this.#steps.push({ phase: this.phase, point }) - 1;
-    if (!this.#failAt.includes(index)) return;
-    this.#failed = this.#steps[index];
+    const step = { phase: this.phase, point };
+    const index = this.#steps.push(step) - 1;
+    if (!this.#fails(step, index)) return;
+    this.#failed = step;
     // What a lack of memory looks like, and what everything else looks like.
     const code = /alloc|preserve|grow/.test(point) ? "ENOMEM" : "EIO";
     throw new KernelError(code, "injected", `${this.phase}: ${point} (step ${index})`);
