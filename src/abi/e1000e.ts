@@ -136,6 +136,9 @@ export const E1000_RCTL_FLXBUF_SHIFT = 27;
 export const E1000_TCTL_EN = 1 << 1;
 /** Pad short packets. */
 export const E1000_TCTL_PSP = 1 << 3;
+/** Collision threshold (15) and distance (63 in full duplex), as §4.6.6 wants them. */
+export const E1000_TCTL_CT_SHIFT = 4;
+export const E1000_TCTL_COLD_SHIFT = 12;
 export const E1000_TARC_ENABLE = 1 << 10;
 /** Write-back threshold of one descriptor: the reset value of RXDCTL. */
 export const E1000_RXDCTL_WTHRESH_1 = 1 << 16;

@@ -15,8 +15,10 @@ export interface Guest {
   save(): Uint8Array;
   /** Checks what it has kept in memory from end to end. @returns what is wrong, empty if nothing is */
   audit(): readonly string[];
-  /** Asks the guest to come to rest (its devices stop); `step` until it returns false. */
+  /** Asks the guest to come to rest: what it has handed to its devices is done, and they stop. `step` until it is. */
   shutDown(): void;
+  /** It was asked to, and has come to rest. */
+  readonly isAtRest: boolean;
   readonly counters: GuestCounters;
   /** The number that its NIC's frames carry. */
   readonly nicId: number;
@@ -29,6 +31,8 @@ export interface GuestCounters {
   readonly lost: number;
   /** Frames whose header, payload or checksum was wrong. */
   readonly corrupt: number;
+  /** Frames handed to the NIC to send. */
+  readonly transmitted: number;
   /** Words of other memory written and found intact again. */
   readonly dirtied: number;
 }

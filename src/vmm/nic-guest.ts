@@ -1,12 +1,15 @@
 /**
- * A guest that drives an Intel 82574L and distrusts everything: it checks each frame's sequence number and payload,
- * keeps a running hash, and keeps writing to other memory, which it checks too.
+ * A guest that drives an Intel 82574L and distrusts everything: it checks each received frame's sequence number and
+ * payload, keeps a running hash, sends frames that the other end can check, and keeps writing to other memory, which it
+ * checks too.
  *
- * Memory: 0 nothing · {@link RING_ADDRESS} receive ring · {@link BUFFERS_ADDRESS} one buffer of 2 KiB for each
- *   descriptor · from there to the end {@link SLOTS} slots of 16 bytes, evenly spread, that it dirties.
- * Registers: {@link REGISTERS}; the place in the ring, the next sequence number, the counters, the hash.
+ * Memory: 0 nothing · {@link RING_ADDRESS} receive ring · {@link TX_RING_ADDRESS} transmit ring ·
+ *   {@link TX_BUFFERS_ADDRESS} and {@link BUFFERS_ADDRESS} one buffer of 2 KiB for each descriptor · from there to the
+ *   end {@link SLOTS} slots of 16 bytes, evenly spread, that it dirties.
+ * Registers: {@link REGISTERS}; the places in the rings, the next sequence numbers, the counters, the hash.
  * Invariant: a slot holds `{index, generation, mix, ~generation}`, and the generations of all slots add up to the
  *   count of writes: a page that went back in time is found out, even if it is consistent in itself.
+ * Source: Intel 82574L Datasheet rev. 3.4 §4.6.5, §4.6.6 (initialization), §7.1, §7.2
  * @module
  */
 import {
@@ -18,6 +21,7 @@ import {
   E1000_ICR_RXT0,
   E1000_IMS,
   E1000_RAH0,
+  E1000_RAL0,
   E1000_RCTL,
   E1000_RCTL_BAM,
   E1000_RCTL_EN,
@@ -30,9 +34,31 @@ import {
   E1000_RDT,
   E1000_RXD_STAT_DD,
   E1000_RXD_STAT_EOP,
+  E1000_TCTL,
+  E1000_TCTL_COLD_SHIFT,
+  E1000_TCTL_CT_SHIFT,
+  E1000_TCTL_EN,
+  E1000_TCTL_PSP,
+  E1000_TDBAH,
+  E1000_TDBAL,
+  E1000_TDH,
+  E1000_TDLEN,
+  E1000_TDT,
+  E1000_TXD_CMD_EOP,
+  E1000_TXD_CMD_IFCS,
+  E1000_TXD_CMD_RS,
+  E1000_TXD_LENGTH,
+  E1000_TXD_STAT_DD,
+  E1000_TXD_STATUS,
 } from "../abi/e1000e.ts";
 import { struct, u32, u64 } from "../abi/struct.ts";
-import { testFrameSequence, verifyTestFrame } from "../abi/test-frame.ts";
+import {
+  encodeTestFrame,
+  TEST_FRAME_MAX_BYTES,
+  TEST_FRAME_MIN_BYTES,
+  testFrameSequence,
+  verifyTestFrame,
+} from "../abi/test-frame.ts";
 import { ByteWords } from "../abi/words.ts";
 import { KernelError } from "../base/errno.ts";
 import { alignUp, formatBytes, KIB, MIB } from "../base/units.ts";
@@ -46,6 +72,19 @@ const BUFFER_BYTES = 2 * KIB;
 /** The register RDLEN has 20 bits, so 32768 descriptors are the largest power of two. */
 const MAX_DESCRIPTORS = 32768;
 const MIN_DESCRIPTORS = 256;
+/** Behind the largest receive ring. */
+const TX_RING_ADDRESS = RING_ADDRESS + 512 * KIB;
+const TX_BUFFERS_ADDRESS = TX_RING_ADDRESS + 64 * KIB;
+const TX_DESCRIPTORS = 128;
+/** Frames received for one that is sent; as many are credited every {@link HEARTBEAT_STEPS} steps besides. */
+const RECEIVED_PER_TRANSMIT = 2;
+const HEARTBEAT_STEPS = 64;
+/** Few, because receiving goes first: a step after a pause finds hundreds of frames. */
+const TRANSMITS_PER_STEP = 8;
+/** More is not saved up while the ring is full. */
+const CREDIT_MAX = RECEIVED_PER_TRANSMIT * TX_DESCRIPTORS;
+/** Whom it sends to: any locally administered address but its own. */
+const DESTINATION_ADDRESS = Uint8Array.of(0x02, 0x48, 0x46, 0x00, 0x00, 0xff);
 export const SLOTS = 4096;
 const SLOT_BYTES = 16;
 /** Frames and slots handled in one step. */
@@ -55,7 +94,11 @@ const SLOTS_PER_STEP = 4;
 /** The least memory that this guest boots in. */
 export const NIC_GUEST_MIN_BYTES = 8 * MIB;
 
-const REGISTERS_VERSION = 1;
+/** Between `shutDown` and rest: first what was handed to the NIC is sent, then the link goes down. */
+const PHASES = ["running", "draining", "linkDown", "atRest"] as const;
+type Phase = (typeof PHASES)[number];
+
+const REGISTERS_VERSION = 2;
 /** What `save` returns. */
 const REGISTERS = struct("nic_guest_registers", {
   version: u32,
@@ -63,15 +106,26 @@ const REGISTERS = struct("nic_guest_registers", {
   descriptors: u32,
   /** Index of the next descriptor to look at. */
   next: u32,
-  nicId: u32,
+  /** Its Ethernet address, as in RAL and RAH. */
+  macLow: u32,
+  macHigh: u32,
   expected: u64,
   received: u64,
   lost: u64,
   corrupt: u64,
   hash: u32,
-  shuttingDown: u32,
+  /** Index in {@link PHASES}. */
+  phase: u32,
   dirtied: u64,
   dirtyErrors: u64,
+  /** Index of the next transmit descriptor to fill in, and of the oldest that has not come back. */
+  txNext: u32,
+  txOldest: u32,
+  transmitted: u64,
+  /** {@link RECEIVED_PER_TRANSMIT} allow to send one frame. */
+  credit: u32,
+  /** Until the next heartbeat. */
+  heartbeatSteps: u32,
 });
 
 /** Makes a guest; as {@link GuestFactory}. */
@@ -86,7 +140,9 @@ class NicGuest implements Guest {
   readonly #descriptors: number;
   readonly #slotsAddress: number;
   readonly #slotStride: number;
-  readonly #nicId: number;
+  readonly #macLow: number;
+  readonly #macHigh: number;
+  readonly #macAddress: Uint8Array;
   #next = 0;
   #expected = 0;
   #received = 0;
@@ -95,7 +151,12 @@ class NicGuest implements Guest {
   #hash = 0x811c9dc5;
   #dirtied = 0;
   #dirtyErrors = 0;
-  #shuttingDown = false;
+  #phase: Phase = "running";
+  #txNext = 0;
+  #txOldest = 0;
+  #transmitted = 0;
+  #credit = 0;
+  #heartbeatSteps = HEARTBEAT_STEPS;
 
   constructor(machine: GuestMachine, registers: Uint8Array | null) {
     this.#machine = machine;
@@ -107,28 +168,30 @@ class NicGuest implements Guest {
         "boot",
         `the guest needs ${formatBytes(NIC_GUEST_MIN_BYTES)} of memory or more`,
       );
+    this.#descriptors = ringSize(machine.memory.lengthBytes);
     if (registers === null) {
-      this.#descriptors = ringSize(machine.memory.lengthBytes);
-      // The last byte of its address numbers the NIC on its machine, and so in its frames.
-      this.#nicId = (this.#device.read32(E1000_RAH0) >>> 8) & 0xff;
+      this.#macLow = this.#device.read32(E1000_RAL0);
+      this.#macHigh = this.#device.read32(E1000_RAH0);
     } else {
-      if (registers.length !== REGISTERS.sizeBytes)
-        throw new KernelError("EIO", "restore", `${registers.length} bytes of guest registers`);
-      const r = REGISTERS.read(new ByteWords(registers), 0);
-      if (r.version !== REGISTERS_VERSION)
-        throw new KernelError("EIO", "restore", `guest registers of version ${r.version}`);
-      this.#descriptors = r.descriptors;
+      const r = readRegisters(registers, this.#descriptors);
       this.#next = r.next;
-      this.#nicId = r.nicId;
+      this.#macLow = r.macLow;
+      this.#macHigh = r.macHigh;
       this.#expected = r.expected;
       this.#received = r.received;
       this.#lost = r.lost;
       this.#corrupt = r.corrupt;
       this.#hash = r.hash;
-      this.#shuttingDown = r.shuttingDown !== 0;
+      this.#phase = PHASES[r.phase];
       this.#dirtied = r.dirtied;
       this.#dirtyErrors = r.dirtyErrors;
+      this.#txNext = r.txNext;
+      this.#txOldest = r.txOldest;
+      this.#transmitted = r.transmitted;
+      this.#credit = r.credit;
+      this.#heartbeatSteps = r.heartbeatSteps;
     }
+    this.#macAddress = macAddress(this.#macLow, this.#macHigh);
     this.#slotsAddress = alignUp(BUFFERS_ADDRESS + this.#descriptors * BUFFER_BYTES, 4 * KIB);
     const room = machine.memory.lengthBytes - this.#slotsAddress;
     this.#slotStride = Math.floor(room / SLOTS / SLOT_BYTES) * SLOT_BYTES;
@@ -136,7 +199,12 @@ class NicGuest implements Guest {
   }
 
   get nicId(): number {
-    return this.#nicId;
+    // The last byte of its address numbers the NIC on its machine, and so in its frames.
+    return this.#macAddress[5];
+  }
+
+  get isAtRest(): boolean {
+    return this.#phase === "atRest";
   }
 
   get counters(): GuestCounters {
@@ -144,14 +212,18 @@ class NicGuest implements Guest {
       received: this.#received,
       lost: this.#lost,
       corrupt: this.#corrupt,
+      transmitted: this.#transmitted,
       dirtied: this.#dirtied,
     };
   }
 
   step(): boolean {
-    const frames = this.#receive();
-    if (!this.#shuttingDown) for (let i = 0; i < SLOTS_PER_STEP; i++) this.#dirty();
-    return frames > 0;
+    const received = this.#receive();
+    const returned = this.#reclaim();
+    if (this.#phase !== "running") return this.#comeToRest(received) || returned > 0;
+    const sent = this.#transmit(received);
+    for (let i = 0; i < SLOTS_PER_STEP; i++) this.#dirty();
+    return received > 0 || returned > 0 || sent > 0;
   }
 
   save(): Uint8Array {
@@ -160,15 +232,21 @@ class NicGuest implements Guest {
       version: REGISTERS_VERSION,
       descriptors: this.#descriptors,
       next: this.#next,
-      nicId: this.#nicId,
+      macLow: this.#macLow,
+      macHigh: this.#macHigh,
       expected: this.#expected,
       received: this.#received,
       lost: this.#lost,
       corrupt: this.#corrupt,
       hash: this.#hash,
-      shuttingDown: this.#shuttingDown ? 1 : 0,
+      phase: PHASES.indexOf(this.#phase),
       dirtied: this.#dirtied,
       dirtyErrors: this.#dirtyErrors,
+      txNext: this.#txNext,
+      txOldest: this.#txOldest,
+      transmitted: this.#transmitted,
+      credit: this.#credit,
+      heartbeatSteps: this.#heartbeatSteps,
     });
     return registers;
   }
@@ -188,26 +266,53 @@ class NicGuest implements Guest {
   }
 
   shutDown(): void {
-    this.#shuttingDown = true;
-    // The link goes down first: what was sent before is in memory or in the ring's order to come.
-    this.#device.write32(E1000_CTRL, this.#device.read32(E1000_CTRL) & ~E1000_CTRL_SLU);
+    if (this.#phase === "running") this.#phase = "draining";
   }
 
   #boot(): void {
     for (let slot = 0; slot < SLOTS; slot++) this.#writeSlot(slot, 0);
     for (let i = 0; i < this.#descriptors; i++) this.#initDescriptor(i);
+    for (let i = 0; i < TX_DESCRIPTORS; i++) this.#initTxDescriptor(i);
+    const device = this.#device;
     const ringBytes = this.#descriptors * E1000_DESCRIPTOR_BYTES;
     const ring = this.#machine.dmaAddress(RING_ADDRESS, ringBytes);
-    const device = this.#device;
     device.write32(E1000_RDBAL, ring % 2 ** 32);
     device.write32(E1000_RDBAH, Math.floor(ring / 2 ** 32));
     device.write32(E1000_RDLEN, ringBytes);
     device.write32(E1000_RDH, 0);
     // Head == tail is an empty ring, so one descriptor always stays ours.
     device.write32(E1000_RDT, this.#descriptors - 1);
+    const txRingBytes = TX_DESCRIPTORS * E1000_DESCRIPTOR_BYTES;
+    const txRing = this.#machine.dmaAddress(TX_RING_ADDRESS, txRingBytes);
+    device.write32(E1000_TDBAL, txRing % 2 ** 32);
+    device.write32(E1000_TDBAH, Math.floor(txRing / 2 ** 32));
+    device.write32(E1000_TDLEN, txRingBytes);
+    device.write32(E1000_TDH, 0);
+    device.write32(E1000_TDT, 0);
+    device.write32(
+      E1000_TCTL,
+      E1000_TCTL_EN | E1000_TCTL_PSP | (15 << E1000_TCTL_CT_SHIFT) | (63 << E1000_TCTL_COLD_SHIFT),
+    );
     device.write32(E1000_IMS, E1000_ICR_RXT0 | E1000_ICR_RXO);
     device.write32(E1000_RCTL, E1000_RCTL_EN | E1000_RCTL_UPE | E1000_RCTL_BAM | E1000_RCTL_SECRC);
     device.write32(E1000_CTRL, device.read32(E1000_CTRL) | E1000_CTRL_SLU);
+  }
+
+  /** One step towards rest. @returns whether there was work */
+  #comeToRest(received: number): boolean {
+    switch (this.#phase) {
+      case "draining":
+        if (this.#txOldest !== this.#txNext) return received > 0;
+        this.#device.write32(E1000_CTRL, this.#device.read32(E1000_CTRL) & ~E1000_CTRL_SLU);
+        this.#phase = "linkDown";
+        return true;
+      case "linkDown":
+        // What came before the link went down is in memory: the register's write was behind it.
+        if (received === 0) this.#phase = "atRest";
+        return received > 0;
+      default:
+        return received > 0;
+    }
   }
 
   /** Takes what has arrived, at most {@link FRAMES_PER_STEP} frames. */
@@ -225,8 +330,10 @@ class NicGuest implements Guest {
       frames++;
     }
     if (frames > 0) {
-      // Reading the cause acknowledges the interrupt; the ring was looked at before, so look again next step.
-      this.#device.read32(E1000_ICR);
+      // Reading the causes acknowledges them, but not in every mode of every device; writing them back does. The ring
+      // was looked at before, so what came in between is found by the next step, which `true` asks for.
+      const causes = this.#device.read32(E1000_ICR);
+      if (causes !== 0) this.#device.write32(E1000_ICR, causes);
       const tail = (this.#next + this.#descriptors - 1) % this.#descriptors;
       this.#device.write32(E1000_RDT, tail);
     }
@@ -236,7 +343,7 @@ class NicGuest implements Guest {
   #check(address: number, lengthBytes: number, status: number): void {
     const whole = (status & E1000_RXD_STAT_EOP) !== 0 && lengthBytes <= BUFFER_BYTES;
     const frame = this.#memory.bytes(address, whole ? lengthBytes : 0);
-    if (!whole || verifyTestFrame(frame, 0, lengthBytes, this.#nicId) !== "") {
+    if (!whole || verifyTestFrame(frame, 0, lengthBytes, this.nicId) !== "") {
       this.#corrupt++;
       return;
     }
@@ -267,6 +374,64 @@ class NicGuest implements Guest {
     this.#memory.set32(descriptor + 8, 0);
     // DD goes before the tail register is written: the device owns the descriptor only then.
     this.#memory.store32(descriptor + 12, 0);
+  }
+
+  /** Takes back descriptors whose frames were sent, in the ring's order. @returns how many */
+  #reclaim(): number {
+    let returned = 0;
+    while (this.#txOldest !== this.#txNext) {
+      const status = TX_RING_ADDRESS + this.#txOldest * E1000_DESCRIPTOR_BYTES + E1000_TXD_STATUS;
+      if ((this.#memory.load32(status) & E1000_TXD_STAT_DD) === 0) break;
+      this.#txOldest = (this.#txOldest + 1) % TX_DESCRIPTORS;
+      returned++;
+    }
+    return returned;
+  }
+
+  /** Sends what the frames received and the heartbeat allow. @returns how many */
+  #transmit(received: number): number {
+    this.#credit += received;
+    if (--this.#heartbeatSteps === 0) {
+      this.#heartbeatSteps = HEARTBEAT_STEPS;
+      this.#credit += RECEIVED_PER_TRANSMIT;
+    }
+    this.#credit = Math.min(this.#credit, CREDIT_MAX);
+    let sent = 0;
+    while (this.#credit >= RECEIVED_PER_TRANSMIT && sent < TRANSMITS_PER_STEP) {
+      const after = (this.#txNext + 1) % TX_DESCRIPTORS;
+      // Head == tail is an empty ring, so one descriptor always stays unused.
+      if (after === this.#txOldest) break;
+      this.#fillTxDescriptor(this.#txNext);
+      this.#txNext = after;
+      this.#credit -= RECEIVED_PER_TRANSMIT;
+      sent++;
+    }
+    if (sent > 0) this.#device.write32(E1000_TDT, this.#txNext);
+    return sent;
+  }
+
+  #fillTxDescriptor(index: number): void {
+    const sequence = this.#transmitted++;
+    const frame = new Uint8Array(transmitFrameBytes(sequence));
+    encodeTestFrame(frame, DESTINATION_ADDRESS, this.#macAddress, this.nicId, sequence);
+    this.#memory.write(TX_BUFFERS_ADDRESS + index * BUFFER_BYTES, frame);
+    const descriptor = TX_RING_ADDRESS + index * E1000_DESCRIPTOR_BYTES;
+    const command = E1000_TXD_CMD_EOP | E1000_TXD_CMD_IFCS | E1000_TXD_CMD_RS;
+    this.#memory.set32(descriptor + E1000_TXD_LENGTH, (command << 24) | frame.length);
+    // Stored after the frame, before the tail register: the device owns the descriptor only then.
+    this.#memory.store32(descriptor + E1000_TXD_STATUS, 0);
+  }
+
+  #initTxDescriptor(index: number): void {
+    const buffer = this.#machine.dmaAddress(
+      TX_BUFFERS_ADDRESS + index * BUFFER_BYTES,
+      BUFFER_BYTES,
+    );
+    const descriptor = TX_RING_ADDRESS + index * E1000_DESCRIPTOR_BYTES;
+    this.#memory.set32(descriptor, buffer % 2 ** 32);
+    this.#memory.set32(descriptor + 4, Math.floor(buffer / 2 ** 32));
+    this.#memory.set32(descriptor + E1000_TXD_LENGTH, 0);
+    this.#memory.store32(descriptor + E1000_TXD_STATUS, 0);
   }
 
   /** Checks one slot and writes it anew. The choice depends only on how many were written. */
@@ -302,6 +467,36 @@ class NicGuest implements Guest {
       this.#memory.get32(at + 12) === ~generation >>> 0;
     return intact ? generation : -1;
   }
+}
+
+/** @throws {KernelError} EIO when they are not what `save` returned for as much memory */
+function readRegisters(registers: Uint8Array, descriptors: number) {
+  if (registers.length !== REGISTERS.sizeBytes)
+    throw new KernelError("EIO", "restore", `${registers.length} bytes of guest registers`);
+  const r = REGISTERS.read(new ByteWords(registers), 0);
+  if (r.version !== REGISTERS_VERSION)
+    throw new KernelError("EIO", "restore", `guest registers of version ${r.version}`);
+  const isSane =
+    r.descriptors === descriptors &&
+    r.next < descriptors &&
+    r.txNext < TX_DESCRIPTORS &&
+    r.txOldest < TX_DESCRIPTORS &&
+    r.phase < PHASES.length &&
+    r.credit <= CREDIT_MAX &&
+    r.heartbeatSteps >= 1 &&
+    r.heartbeatSteps <= HEARTBEAT_STEPS;
+  if (!isSane) throw new KernelError("EIO", "restore", "guest registers of another machine");
+  return r;
+}
+
+function macAddress(low: number, high: number): Uint8Array {
+  return Uint8Array.of(low, low >>> 8, low >>> 16, low >>> 24, high, high >>> 8);
+}
+
+/** All lengths that a test frame can have, in an order that repeats late. */
+function transmitFrameBytes(sequence: number): number {
+  const lengths = TEST_FRAME_MAX_BYTES - TEST_FRAME_MIN_BYTES + 1;
+  return TEST_FRAME_MIN_BYTES + (mix(sequence & 0xffffffff, 0x2545f491) % lengths);
 }
 
 /** Buffers take at most a quarter of memory. */

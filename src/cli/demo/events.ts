@@ -39,7 +39,14 @@ export type DemoEvent =
       readonly bytes: number;
       readonly guestBytes: number;
     }
-  | { readonly event: "progress"; readonly update: number; readonly received: number }
+  | {
+      /** The guests have run for a while, all of them together. */
+      readonly event: "ran";
+      readonly startNs: number;
+      readonly endNs: number;
+      readonly received: number;
+      readonly transmitted: number;
+    }
   | { readonly event: "vm"; readonly vm: VmReport }
   | { readonly event: "leaks"; readonly leaks: Leaks };
 
@@ -51,6 +58,8 @@ export interface VmReport {
   readonly received: number;
   readonly lost: number;
   readonly corrupt: number;
+  /** Handed to the NIC to send. */
+  readonly transmitted: number;
   readonly dirtied: number;
   /** What the guest's own audit found wrong. */
   readonly problems: readonly string[];

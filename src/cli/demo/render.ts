@@ -1,14 +1,8 @@
 /** The demo as a person watches it: lines as things happen, a table at the end. @module */
 import { formatBytes } from "../../base/units.ts";
 import type { DemoEvent } from "./events.ts";
+import type { FramesInJump } from "./machines.ts";
 import { type JumpTimes, toMs, type Verdict } from "./result.ts";
-
-/** What happens at a jump, as the hardware saw it. */
-export interface JumpSight {
-  readonly times: JumpTimes;
-  /** Frames that reached guest memory while no kernel existed. */
-  readonly framesDuringJump: number;
-}
 
 /** Turns what happens, in order, into lines for a person. */
 export class Narrator {
@@ -33,18 +27,27 @@ export class Narrator {
         ];
       case "failure":
         return [`  FAILED ${event.vm} ${event.phase}: ${event.message}`];
-      default:
+      case "ran":
+        return [
+          phaseLine(
+            "run",
+            event.endNs - event.startNs,
+            `the guests received ${event.received} frames and queued ${event.transmitted}`,
+          ),
+        ];
+      case "vm":
+      case "leaks":
         return [];
     }
   }
 
-  jump({ times, framesDuringJump }: JumpSight): string[] {
+  jump(times: JumpTimes, { received, transmitted }: FramesInJump): string[] {
     this.#enteredNs = times.enteredNs;
     return [
       phaseLine(
         "jump",
         times.enteredNs - times.requestedNs,
-        `no kernel; ${framesDuringJump} frames reached guest memory`,
+        `no kernel; ${received} frames came into guest memory, ${transmitted} were sent from it`,
       ),
     ];
   }
@@ -56,13 +59,14 @@ function phaseLine(name: string, durationNs: number, remark = ""): string {
 }
 
 /** The final table. */
-export function table({ result, problems }: Verdict): string {
+export function table({ result, transmitted, problems }: Verdict): string {
   const rows = [
     [
       "vm",
       "memory",
-      "sent",
+      "sent to it",
       "received",
+      "sent by it",
       "lost",
       "corrupt",
       "in jumps",
@@ -70,11 +74,12 @@ export function table({ result, problems }: Verdict): string {
       "copied",
       "blackout ms",
     ],
-    ...result.vms.map((vm) => [
+    ...result.vms.map((vm, i) => [
       vm.name,
       formatBytes(vm.memoryBytes),
       String(vm.frames.sent),
       String(vm.frames.received),
+      String(transmitted[i]),
       String(vm.frames.lost),
       String(vm.frames.corrupt),
       String(vm.frames.duringJump),

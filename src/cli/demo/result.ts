@@ -1,6 +1,6 @@
 /**
  * The demo's result, put together from what three witnesses tell: the guests (over the serial line), the hardware
- * (what the NICs sent and delivered), and the clock around each jump.
+ * (what went over the NICs' cables, both ways), and the clock around each jump.
  * @module
  */
 import type { DemoEvent, Leaks, VmReport } from "./events.ts";
@@ -17,9 +17,18 @@ export interface JumpTimes {
 
 /** What the hardware counted for one NIC since power-on. */
 export interface NicCounts {
+  /** Frames that the network sent to the NIC. */
   readonly sent: number;
+  /** Of these: frames for which it had no free descriptor. */
+  readonly missed: number;
+  /** Of these: frames that reached guest memory while no kernel existed. */
   readonly duringJump: number;
+  /** In both directions. */
   readonly dmaFaults: number;
+  /** Frames that the NIC sent, and what the network found wrong with them. */
+  readonly transmitted: number;
+  readonly transmitCorrupt: number;
+  readonly transmitGaps: number;
 }
 
 /** What `--json` prints. */
@@ -36,6 +45,7 @@ export interface DemoResult {
   }[];
 }
 
+/** `frames`: towards the VM; what went wrong on the way out counts as lost and corrupt too. */
 export interface DemoVm {
   readonly name: string;
   readonly memoryBytes: number;
@@ -54,41 +64,48 @@ export interface DemoVm {
 /** A result and why it is not a success; an empty list is. */
 export interface Verdict {
   readonly result: DemoResult;
+  /** By VM: frames of it that reached the network. */
+  readonly transmitted: readonly number[];
   readonly problems: readonly string[];
 }
 
-/**
- * @param nics - by NIC number
- * @param requested - updates that were asked for
- */
-export function judge(
-  place: string,
-  requested: number,
-  events: readonly DemoEvent[],
-  jumps: readonly JumpTimes[],
-  nics: readonly NicCounts[],
-): Verdict {
+/** What was asked for, and all that was seen. */
+export interface Testimony {
+  readonly place: string;
+  readonly requested: { readonly updates: number; readonly vms: number };
+  readonly events: readonly DemoEvent[];
+  readonly jumps: readonly JumpTimes[];
+  /** By NIC number. */
+  readonly nics: readonly NicCounts[];
+}
+
+/** Sets the witnesses beside one another. */
+export function judge({ place, requested, events, jumps, nics }: Testimony): Verdict {
   const problems: string[] = [];
   const reports = events.filter((e) => e.event === "vm").map((e) => e.vm);
   const leaks = events.find((e) => e.event === "leaks")?.leaks;
-  if (reports.length === 0 || leaks === undefined) problems.push("the run ended before its report");
+  if (leaks === undefined) problems.push("the run ended before its report");
+  else if (reports.length !== requested.vms)
+    problems.push(`${reports.length} of ${requested.vms} VMs were there at the end`);
   for (const e of events)
     if (e.event === "failure")
       problems.push(`update ${e.update}: ${e.vm} ${e.phase}: ${e.message}`.replace(/ {2,}/g, " "));
-  if (jumps.length !== requested)
-    problems.push(`${jumps.length} of ${requested} updates took place`);
+  if (jumps.length !== requested.updates)
+    problems.push(`${jumps.length} of ${requested.updates} updates took place`);
 
-  const vms = reports.map((report) => vmResult(report, events, nics[report.nic]));
-  for (const [i, vm] of vms.entries()) {
-    const { lost, corrupt } = vm.frames;
-    if (lost > 0) problems.push(`${vm.name}: ${lost} frames lost`);
-    if (corrupt > 0) problems.push(`${vm.name}: ${corrupt} frames corrupt`);
-    if (vm.dmaFaults > 0) problems.push(`${vm.name}: ${vm.dmaFaults} DMA faults`);
-    if (vm.guestBytesCopied > 0)
-      problems.push(`${vm.name}: ${vm.guestBytesCopied} bytes of guest memory moved`);
-    if (vm.blackoutMs.length !== requested)
-      problems.push(`${vm.name}: restored ${vm.blackoutMs.length} of ${requested} times`);
-    for (const problem of reports[i].problems) problems.push(`${vm.name}: ${problem}`);
+  const vms: DemoVm[] = [];
+  for (const report of reports) {
+    const nic = nics[report.nic];
+    const vm = vmResult(report, events, nic);
+    vms.push(vm);
+    const found = [
+      ...(nic === undefined
+        ? [`the machine has no NIC ${report.nic}`]
+        : frameProblems(report, nic)),
+      ...vmProblems(vm, requested.updates),
+      ...report.problems,
+    ];
+    problems.push(...found.map((problem) => `${vm.name}: ${problem}`));
   }
   for (const [what, count] of Object.entries(leaks ?? {}))
     if (count !== 0) problems.push(`${count} ${what} leaked`);
@@ -103,32 +120,75 @@ export function judge(
       leaks: leaks ?? { pages: 0, pins: 0, domains: 0 },
       phases: phases(events, jumps),
     },
+    transmitted: reports.map((report) => nics[report.nic]?.transmitted ?? 0),
     problems,
   };
 }
 
-function vmResult(
-  report: VmReport,
-  events: readonly DemoEvent[],
-  nic: NicCounts | undefined,
-): DemoVm {
+const SILENT: NicCounts = {
+  sent: 0,
+  missed: 0,
+  duringJump: 0,
+  dmaFaults: 0,
+  transmitted: 0,
+  transmitCorrupt: 0,
+  transmitGaps: 0,
+};
+
+function vmResult(report: VmReport, events: readonly DemoEvent[], nic = SILENT): DemoVm {
   const restored = events.filter((e) => e.event === "restored").filter((e) => e.vm === report.name);
-  const sent = nic?.sent ?? 0;
   return {
     name: report.name,
     memoryBytes: report.memoryBytes,
     blackoutMs: restored.map((e) => toMs(e.blackoutNs)),
     frames: {
-      sent,
+      sent: nic.sent,
       received: report.received,
-      // What the wire sent and the guest never saw; gaps that it saw itself are among them.
-      lost: Math.max(sent - report.received - report.corrupt, report.lost),
-      corrupt: report.corrupt,
-      duringJump: nic?.duringJump ?? 0,
+      lost: lostInward(report, nic) + lostOutward(report, nic),
+      corrupt:
+        report.corrupt + nic.transmitCorrupt + Math.max(0, nic.transmitted - report.transmitted),
+      duringJump: nic.duringJump,
     },
-    dmaFaults: nic?.dmaFaults ?? 0,
+    dmaFaults: nic.dmaFaults,
     guestBytesCopied: restored.reduce((sum, e) => sum + e.guestBytesCopied, 0),
   };
+}
+
+/** What the network sent and the guest never saw; gaps that it saw itself are among them. */
+function lostInward(report: VmReport, nic: NicCounts): number {
+  return Math.max(0, nic.sent - report.received - report.corrupt, report.lost);
+}
+
+/** What the guest sent and the network never saw. */
+function lostOutward(report: VmReport, nic: NicCounts): number {
+  return Math.max(0, report.transmitted - nic.transmitted, nic.transmitGaps);
+}
+
+function frameProblems(report: VmReport, nic: NicCounts): string[] {
+  const problems: string[] = [];
+  const lost = lostInward(report, nic);
+  if (lost > 0)
+    problems.push(
+      nic.missed === 0
+        ? `${lost} frames lost`
+        : `${lost} frames lost; the NIC had no free descriptor for ${nic.missed}: the rate is too high for this guest`,
+    );
+  if (report.corrupt > 0) problems.push(`${report.corrupt} frames corrupt`);
+  if (report.transmitted !== nic.transmitted)
+    problems.push(`it sent ${report.transmitted} frames, and ${nic.transmitted} arrived`);
+  if (nic.transmitCorrupt > 0)
+    problems.push(`${nic.transmitCorrupt} frames that it sent are corrupt`);
+  if (nic.transmitGaps > 0) problems.push(`${nic.transmitGaps} gaps in the sequence that it sent`);
+  return problems;
+}
+
+function vmProblems(vm: DemoVm, updates: number): string[] {
+  const problems: string[] = [];
+  if (vm.dmaFaults > 0) problems.push(`${vm.dmaFaults} DMA faults`);
+  if (vm.guestBytesCopied > 0) problems.push(`${vm.guestBytesCopied} bytes of guest memory moved`);
+  if (vm.blackoutMs.length !== updates)
+    problems.push(`restored ${vm.blackoutMs.length} of ${updates} times`);
+  return problems;
 }
 
 /** All phases in the order of time; the jump's own come from the clock around it. */

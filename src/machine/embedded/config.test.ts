@@ -71,6 +71,8 @@ describe("validateConfig()", () => {
     ["name", withSlots(nic, { ...nic, device: 3 })],
     ["framesPerSecond", withSlots({ ...nic, framesPerSecond: -1 })],
     ["framesPerSecond", withSlots({ ...nic, framesPerSecond: Number.NaN })],
+    ["transmitFramesPerSecond", withSlots({ ...nic, transmitFramesPerSecond: 0 })],
+    ["transmitFramesPerSecond", withSlots({ ...nic, transmitFramesPerSecond: Number.NaN })],
     [
       "only a function on bus 0",
       withSlots({

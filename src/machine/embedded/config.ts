@@ -66,6 +66,8 @@ export interface NicConfig extends Endpoint {
   readonly name: string;
   /** Frames per second that arrive while the link is up; 0: a silent wire. */
   readonly framesPerSecond: number;
+  /** The most frames per second that the other end takes from it; absent: any number. */
+  readonly transmitFramesPerSecond?: number;
 }
 
 /** A PCI Express root port: a bridge with a bus of its own below it. */
@@ -162,6 +164,9 @@ function checkBus(
     nicNames.add(slot.name);
     if (!(slot.framesPerSecond >= 0 && slot.framesPerSecond <= RATE_MAX))
       invalid(`${at}.framesPerSecond`, `${slot.framesPerSecond}; 0 to ${RATE_MAX}`);
+    const takes = slot.transmitFramesPerSecond ?? 1;
+    if (!(takes > 0 && takes <= RATE_MAX))
+      invalid(`${at}.transmitFramesPerSecond`, `${takes}; above 0, to ${RATE_MAX}`);
   }
   for (const devfn of taken)
     if (!taken.has(devfn & ~FUNCTION_LAST))
@@ -180,6 +185,8 @@ export interface StandardConfigOptions {
   readonly nics: number;
   /** Frames per second for each NIC. */
   readonly framesPerSecond: number;
+  /** As {@link NicConfig.transmitFramesPerSecond}. */
+  readonly transmitFramesPerSecond?: number;
   readonly installed: readonly KernelImage[];
 }
 
@@ -199,6 +206,9 @@ export function standardConfig(options: StandardConfigOptions): MachineConfig {
       function: 0,
       name: `nic${i}`,
       framesPerSecond: options.framesPerSecond,
+      ...(options.transmitFramesPerSecond !== undefined && {
+        transmitFramesPerSecond: options.transmitFramesPerSecond,
+      }),
       rmrrBytes: 0,
     };
     slots.push({ model: "root-port", device: 4 + i, function: 0, children: [nic] });

@@ -45,6 +45,11 @@ export interface JumpRecord {
   readonly parameters: BootParameters;
   readonly keptBytes: number;
   readonly overwrittenBytes: number;
+  /** By the machine's clock: the old kernel asked for it, was gone, its memory was overwritten, the next one starts. */
+  readonly requestedNs: number;
+  readonly endedNs: number;
+  readonly scribbledNs: number;
+  readonly enteredNs: number;
   /** Why nothing was overwritten: what is wrong with the handover. Null when all is well. */
   readonly problem: string | null;
 }
@@ -203,9 +208,11 @@ export class DeterministicMachine {
     this.#log.mixText(image.name);
     this.#log.mixText(parameters.commandLine);
     const kept = keptRanges(this.ram, parameters.kho);
+    const requestedNs = this.nowNs;
     const jumpNs = JUMP_NS_MIN + prng.below(JUMP_NS_MAX - JUMP_NS_MIN);
     // Devices go on before, during and after: DMA meets memory in every state of the jump.
     this.runDevices(jumpNs / 2);
+    const endedNs = this.nowNs;
     let overwrittenBytes = 0;
     if (kept.problem === null) {
       const between = () => this.runDevices(SCRIBBLE_PIECE_NS);
@@ -213,12 +220,17 @@ export class DeterministicMachine {
       const { memory } = this.firmware;
       overwrittenBytes = scribble(this.ram, memory, kept.ranges, pattern, between);
     }
+    const scribbledNs = this.nowNs;
     this.runDevices(jumpNs / 2);
     const jump: JumpRecord = {
       image,
       parameters,
       keptBytes: kept.ranges.reduce((sum, range) => sum + range.lengthBytes, 0),
       overwrittenBytes,
+      requestedNs,
+      endedNs,
+      scribbledNs,
+      enteredNs: this.nowNs,
       problem: kept.problem,
     };
     this.jumps.push(jump);

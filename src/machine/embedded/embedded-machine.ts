@@ -162,12 +162,18 @@ function plugIn(
 function plugInNic(
   fabric: PciFabric,
   at: Parameters<PciFabric["addEndpoint"]>[0],
-  { name, framesPerSecond }: NicConfig,
+  { name, framesPerSecond, transmitFramesPerSecond }: NicConfig,
   parts: Parts,
   { kernelPresent, statistics }: HardwareOptions,
 ): void {
   const nicId = parts.nics.length;
-  const wire = new CheckingWire(nicId);
+  const stats = statistics.traffic;
+  const wire = new CheckingWire({
+    nicId,
+    stats,
+    kernelPresent,
+    ...(transmitFramesPerSecond !== undefined && { framesPerSecond: transmitFramesPerSecond }),
+  });
   // Locally administered, QEMU's prefix.
   const macAddress = Uint8Array.of(0x52, 0x54, 0x00, 0x48, 0x46, nicId);
   const endpoint = fabric.addEndpoint(at, (dma) => new E1000e(dma, { macAddress, wire }));
@@ -175,7 +181,6 @@ function plugInNic(
   assert(device instanceof E1000e, "an endpoint keeps the model that was made for it");
   parts.steppers.push(device);
   if (framesPerSecond > 0) {
-    const stats = statistics.traffic;
     parts.steppers.push(
       new TrafficSource(device, { nicId, framesPerSecond, stats, kernelPresent }),
     );

@@ -13,7 +13,7 @@ export interface SharedStatistics {
   readonly dmaFaults: SharedArrayBuffer;
 }
 
-/** Frames of one NIC's traffic source, and what became of them. */
+/** Frames of one NIC's traffic source and what became of them, and frames that the NIC sent. */
 export interface NicStatistics extends TrafficCounts {
   readonly name: string;
   readonly segment: number;

@@ -6,6 +6,7 @@ import { encodeTestFrame, verifyTestFrame } from "../../../../abi/test-frame.ts"
 import { ByteWords } from "../../../../abi/words.ts";
 import type { DmaPort } from "../../hardware.ts";
 import { E1000e } from "./e1000e.ts";
+import { TrafficStats } from "./traffic-stats.ts";
 import { Cable, CheckingWire } from "./wire.ts";
 
 const MAC = Uint8Array.of(0x52, 0x54, 0x00, 0x12, 0x34, 0x56);
@@ -17,7 +18,10 @@ const TX_BUFFERS = 0xc000;
 const COUNT = 8;
 
 /** A NIC over 64 KiB of memory, with the order of what it does in `log`. */
-function nicOn(bytes = new Uint8Array(0x10000), wire: CheckingWire | Cable = new CheckingWire(1)) {
+function nicOn(
+  bytes = new Uint8Array(0x10000),
+  wire: CheckingWire | Cable = new CheckingWire({ nicId: 1 }),
+) {
   const memory = new ByteWords(bytes);
   const log: string[] = [];
   const state = { blocked: (_address: number) => false };
@@ -229,7 +233,7 @@ function queue(
 }
 
 test("a transmitted frame reaches the wire whole, and its descriptors say DD", () => {
-  const wire = new CheckingWire(1);
+  const wire = new CheckingWire({ nicId: 1 });
   const rig = nicOn(new Uint8Array(0x10000), wire);
   rig.start();
   rig.log.length = 0;
@@ -250,7 +254,8 @@ test("a transmitted frame reaches the wire whole, and its descriptors say DD", (
 });
 
 test("a transmit DMA that fails waits for the next doorbell, and nothing is lost", () => {
-  const wire = new CheckingWire(1);
+  const stats = TrafficStats.create(2);
+  const wire = new CheckingWire({ nicId: 1, stats });
   for (const [i, where] of [TX_RING, TX_BUFFERS].entries()) {
     const rig = nicOn(new Uint8Array(0x10000), wire);
     rig.start();
@@ -259,6 +264,7 @@ test("a transmit DMA that fails waits for the next doorbell, and nothing is lost
     rig.write(reg.E1000_TDT, tail);
     rig.run();
     assert.equal(rig.nic.dmaFailures, 1);
+    assert.equal(stats.get(1, "transmitDmaFailed"), i + 1);
     assert.equal(rig.read(reg.E1000_TDH), 0);
     assert.equal(wire.frames, i);
     rig.state.blocked = () => false;
@@ -269,8 +275,26 @@ test("a transmit DMA that fails waits for the next doorbell, and nothing is lost
   assert.deepEqual([wire.frames, wire.corrupt, wire.outOfSequence], [2, 0, 0]);
 });
 
+test("a NIC sends no faster than the other end takes, and fetches no descriptor before", () => {
+  const wire = new CheckingWire({ nicId: 1, framesPerSecond: 1000 });
+  const rig = nicOn(new Uint8Array(0x10000), wire);
+  rig.start();
+  let tail = 0;
+  for (let sequence = 0; sequence < 3; sequence++)
+    tail = queue(rig, tail, frameFor(OTHER, sequence, 100), 2048);
+  rig.write(reg.E1000_TDT, tail);
+  const sentAtMs: number[] = [];
+  for (let ms = 5; ms < 9; ms += 0.25) {
+    while (rig.nic.step(ms * 1e6));
+    if (wire.frames > sentAtMs.length) sentAtMs.push(ms);
+    assert.equal(rig.read(reg.E1000_TDH), sentAtMs.length);
+  }
+  assert.deepEqual(sentAtMs, [5, 6, 7]);
+  assert.equal(rig.nic.nextDueNs(), Number.POSITIVE_INFINITY);
+});
+
 test("descriptors that are not legacy ones are dropped and counted", () => {
-  const wire = new CheckingWire(1);
+  const wire = new CheckingWire({ nicId: 1 });
   const rig = nicOn(new Uint8Array(0x10000), wire);
   rig.start();
   const command = reg.E1000_TXD_CMD_DEXT | reg.E1000_TXD_CMD_RS;

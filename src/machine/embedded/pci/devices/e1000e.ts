@@ -25,8 +25,12 @@ export type ReceiveResult = "delivered" | "missed" | "filtered" | "dmaFailed" | 
 
 /** The other end of the cable, for frames that the device sends. */
 export interface EthernetWire {
+  /** When it takes the next frame, on the clock of `step`. */
+  readonly readyNs: number;
   /** A frame without FCS; `frame` is valid during the call only. */
-  transmit(frame: Uint8Array): void;
+  transmit(frame: Uint8Array, nowNs: number): void;
+  /** A descriptor or a frame could not be read, or its report not be written. */
+  dmaFailed(): void;
 }
 
 export interface E1000eOptions {
@@ -147,14 +151,14 @@ export class E1000e implements DeviceModel {
   }
 
   /** Transmits at most one descriptor. */
-  step(_nowNs: number): boolean {
-    if (!this.#canTransmit()) return false;
-    this.#transmit();
-    return this.#canTransmit();
+  step(nowNs: number): boolean {
+    if (this.nextDueNs() > nowNs) return false;
+    this.#transmit(nowNs);
+    return this.nextDueNs() <= nowNs;
   }
 
   nextDueNs(): number {
-    return this.#canTransmit() ? 0 : Number.POSITIVE_INFINITY;
+    return this.#canTransmit() ? this.#options.wire.readyNs : Number.POSITIVE_INFINITY;
   }
 
   /**
@@ -268,7 +272,7 @@ export class E1000e implements DeviceModel {
     );
   }
 
-  #transmit(): void {
+  #transmit(nowNs: number): void {
     const ring = this.#ring(reg.E1000_TDLEN, reg.E1000_TDH, reg.E1000_TDT);
     const at = this.#address(reg.E1000_TDBAL) + ring.head * reg.E1000_DESCRIPTOR_BYTES;
     const descriptor = this.#descriptor;
@@ -288,18 +292,18 @@ export class E1000e implements DeviceModel {
         return;
       }
       this.#txBytes += length;
-      if ((command & reg.E1000_TXD_CMD_EOP) !== 0) this.#send();
+      if ((command & reg.E1000_TXD_CMD_EOP) !== 0) this.#send(nowNs);
     }
     const reports = (command & reg.E1000_TXD_CMD_RS) !== 0;
     if (reports && !this.#writeWord(at + reg.E1000_TXD_STATUS, reg.E1000_TXD_STAT_DD)) {
       // The frame is gone; only its report is lost.
-      this.#dmaFailures++;
+      this.#failTransmit();
     }
     this.#set(reg.E1000_TDH, (ring.head + 1) % ring.count);
     this.#raise((reports ? reg.E1000_ICR_TXDW : 0) | (ring.ready === 1 ? reg.E1000_ICR_TXQE : 0));
   }
 
-  #send(): void {
+  #send(nowNs: number): void {
     const length = this.#txBytes;
     this.#txBytes = 0;
     if (length === 0) return;
@@ -308,12 +312,17 @@ export class E1000e implements DeviceModel {
     this.#txFrame.fill(0, length, padded);
     this.#count(reg.E1000_GPTC);
     this.#count(reg.E1000_TPT);
-    this.#options.wire.transmit(this.#txFrame.subarray(0, padded));
+    this.#options.wire.transmit(this.#txFrame.subarray(0, padded), nowNs);
   }
 
   #stall(): void {
-    this.#dmaFailures++;
+    this.#failTransmit();
     this.#txStalled = true;
+  }
+
+  #failTransmit(): void {
+    this.#dmaFailures++;
+    this.#options.wire.dmaFailed();
   }
 
   #read(offset: number): number {

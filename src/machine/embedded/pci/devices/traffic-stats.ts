@@ -1,20 +1,42 @@
 /**
- * Counters of traffic sources, shared between threads.
+ * Counters of what goes over NICs' cables, both ways, shared between threads.
  *
  * Why: the thread that runs the devices counts, another one reports, and JavaScript has no atomic 53-bit number.
- * Layout: 8 counters of two words for each NIC: {low, high}. One writer. Where the low word wraps, the writer first
+ * Layout: counters of two words for each NIC: {low, high}. One writer. Where the low word wraps, the writer first
  *   marks the high word as changing (bit 31), then stores the low word, then the new high word; a reader that sees
  *   the mark, or two different high words around its low word, reads again.
  * @module
  */
 
-const COUNTERS = ["sent", "delivered", "missed", "filtered", "dmaFailed", "withoutKernel"] as const;
-/** sent = delivered + missed + filtered + dmaFailed; withoutKernel is a part of delivered. */
+/** A whole before its parts. */
+const COUNTERS = [
+  "sent",
+  "delivered",
+  "missed",
+  "filtered",
+  "dmaFailed",
+  "withoutKernel",
+  "transmitted",
+  "transmitCorrupt",
+  "transmitGaps",
+  "transmitWithoutKernel",
+  "transmitDmaFailed",
+] as const;
+/**
+ * Towards the NIC: sent = delivered + missed + filtered + dmaFailed; withoutKernel is a part of delivered.
+ * From the NIC: transmitCorrupt and transmitGaps (out of sequence) are apart from one another, both of them and
+ * transmitWithoutKernel are parts of transmitted; transmitDmaFailed counts reads that did not get through.
+ */
 export type TrafficCounter = (typeof COUNTERS)[number];
 
 export type TrafficCounts = Readonly<Record<TrafficCounter, number>>;
 
-const WORDS_PER_NIC = 16;
+const ZERO = Object.fromEntries(COUNTERS.map((counter) => [counter, 0])) as Record<
+  TrafficCounter,
+  number
+>;
+
+const WORDS_PER_NIC = 2 * COUNTERS.length;
 const CHANGING = 0x80000000 | 0;
 
 export class TrafficStats {
@@ -56,14 +78,11 @@ export class TrafficStats {
     }
   }
 
-  /** All counters of a NIC, one after the other: `sent` last, so that the others never add up to more. */
+  /** All counters of a NIC, one after the other: a whole after its parts, so that they never add up to more. */
   read(nic: number): TrafficCounts {
-    const withoutKernel = this.get(nic, "withoutKernel");
-    const delivered = this.get(nic, "delivered");
-    const missed = this.get(nic, "missed");
-    const filtered = this.get(nic, "filtered");
-    const dmaFailed = this.get(nic, "dmaFailed");
-    return { sent: this.get(nic, "sent"), delivered, missed, filtered, dmaFailed, withoutKernel };
+    const counts = { ...ZERO };
+    for (let i = COUNTERS.length - 1; i >= 0; i--) counts[COUNTERS[i]] = this.get(nic, COUNTERS[i]);
+    return counts;
   }
 }
 

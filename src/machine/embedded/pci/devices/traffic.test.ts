@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import * as reg from "../../../../abi/e1000e.ts";
-import { testFrameSequence, verifyTestFrame } from "../../../../abi/test-frame.ts";
+import { encodeTestFrame, testFrameSequence, verifyTestFrame } from "../../../../abi/test-frame.ts";
 import { ByteWords } from "../../../../abi/words.ts";
 import { E1000e } from "./e1000e.ts";
 import { TrafficSource } from "./traffic.ts";
@@ -11,6 +11,13 @@ import { CheckingWire } from "./wire.ts";
 const RING = 0x0000;
 const BUFFERS = 0x8000;
 const COUNT = 256;
+const NOTHING_TRANSMITTED = {
+  transmitted: 0,
+  transmitCorrupt: 0,
+  transmitGaps: 0,
+  transmitWithoutKernel: 0,
+  transmitDmaFailed: 0,
+};
 const MAC = Uint8Array.of(2, 0, 0, 0, 0, 7);
 
 /** A NIC with traffic at 1000 frames per second, and a driver that takes frames when asked. */
@@ -30,7 +37,7 @@ function rig(options: { framesPerSecond?: number; burstFrames?: number } = {}) {
       },
       signalMsi() {},
     },
-    { macAddress: MAC, wire: new CheckingWire(3) },
+    { macAddress: MAC, wire: new CheckingWire({ nicId: 3 }) },
   );
   const stats = TrafficStats.create(4);
   const kernelPresent = new Int32Array(new SharedArrayBuffer(4)).fill(1);
@@ -89,6 +96,7 @@ test("frames come at the set rate, in sequence, from when the link is up", () =>
     filtered: 0,
     dmaFailed: 0,
     withoutKernel: 0,
+    ...NOTHING_TRANSMITTED,
   });
   assert.equal(stats.get(2, "sent"), 0);
 });
@@ -146,6 +154,7 @@ test("every frame that is sent is counted where it went", () => {
     filtered: 10,
     dmaFailed: 10,
     withoutKernel: 10,
+    ...NOTHING_TRANSMITTED,
   });
 });
 
@@ -156,4 +165,35 @@ test("counters carry into their high word", () => {
   assert.equal(stats.get(0, "sent"), 2 ** 32 - 1);
   stats.increment(0, "sent");
   assert.equal(new TrafficStats(stats.shared).get(0, "sent"), 2 ** 32);
+});
+
+test("the other end of the cable counts what a NIC sends: all, not whole, out of sequence, in a jump", () => {
+  const stats = TrafficStats.create(4);
+  const kernelPresent = new Int32Array(new SharedArrayBuffer(4)).fill(1);
+  const wire = new CheckingWire({ nicId: 2, stats, kernelPresent });
+  const frame = (sequence: number, nicId = 2) => {
+    const bytes = new Uint8Array(100);
+    encodeTestFrame(bytes, MAC, MAC, nicId, sequence);
+    return bytes;
+  };
+  wire.transmit(frame(0), 0);
+  kernelPresent[0] = 0;
+  wire.transmit(frame(1), 0);
+  kernelPresent[0] = 1;
+  // One missing, one doubled, one torn, one of another NIC.
+  wire.transmit(frame(3), 0);
+  wire.transmit(frame(3), 0);
+  wire.transmit(frame(4).fill(0, 60), 0);
+  wire.transmit(frame(4, 1), 0);
+  wire.transmit(frame(4), 0);
+  wire.dmaFailed();
+  assert.deepEqual(stats.read(2), {
+    ...stats.read(0),
+    transmitted: 7,
+    transmitCorrupt: 2,
+    transmitGaps: 2,
+    transmitWithoutKernel: 1,
+    transmitDmaFailed: 1,
+  });
+  assert.deepEqual([wire.frames, wire.corrupt, wire.outOfSequence], [7, 2, 2]);
 });
