@@ -3,7 +3,8 @@
  * region, or in the status word of an invalidation queue.
  *
  * Why judged late: a device may write into a new file while another file is being made, when memfs cannot be read. What
- * lands outside the memory that was allowed last is kept, and judged at the next `allow`.
+ * lands outside the memory that was allowed last is kept, and judged at the next `allow`. So memory that is freed
+ * must be told of at once (`Moment.check`), or writes to it pass until the next point.
  * @module
  */
 import { alignDown, hex, PAGE_SIZE } from "../../src/base/units.ts";

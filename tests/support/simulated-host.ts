@@ -65,6 +65,8 @@ export interface Moment {
   /** The process of userspace, once there is one. */
   readonly host: Process | null;
   readonly vms: readonly VirtualMachine[];
+  /** Checks the invariants once more: after a test has changed something that must not matter. */
+  check(): void;
 }
 
 /** Everything that a test may choose. */
@@ -286,8 +288,21 @@ class Run {
     };
   }
 
-  /** Checks everything that must hold at this point. */
   #at(point: Point, vms: readonly VirtualMachine[]): void {
+    this.#check(point);
+    this.#options.look?.({
+      point,
+      update: this.#update,
+      machine: this.#machine,
+      kernel: this.#kernel,
+      host: this.#host,
+      vms,
+      check: () => this.#check(point),
+    });
+  }
+
+  /** Checks everything that must hold at this point. */
+  #check(point: Point): void {
     this.#points++;
     const machine = this.#machine;
     const kernel = this.#kernel;
@@ -296,11 +311,15 @@ class Run {
     const isJump = point === "frozen" || point === "jumped";
     const state = readHostState(machine, kho);
     const expected = this.#expectedVms();
-    const { rmrrs } = machine.firmware;
     this.#allowWrites(state, point);
     const problems = [
       ...ownershipProblems(state, kernel, isJump),
-      ...reachProblems(state, expected, rmrrs, isJump ? new Set() : this.#options.others),
+      ...reachProblems(
+        state,
+        expected,
+        machine.firmware.rmrrs,
+        isJump ? new Set() : this.#options.others,
+      ),
       ...this.#writes.stray.map((what) => `hardware wrote ${what}`),
       ...(isJump ? quietProblems(machine, this.#functions, expected) : []),
       ...(this.#options.mayFault === true ? [] : faultProblems(machine)),
@@ -311,7 +330,6 @@ class Run {
       problems.push(...trafficProblems(machine, this.#guests, this.#options.mayOverrun ?? false));
     if (point === "ended") problems.push(...this.#leakProblems(kernel));
     assert.deepEqual(problems, [], this.#where(`at "${point}"`));
-    this.#options.look?.({ point, update: this.#update, machine, kernel, host: this.#host, vms });
   }
 
   #where(when: string): string {
