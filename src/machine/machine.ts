@@ -197,4 +197,10 @@ export interface KhoBootParameters {
 /** What the module of a {@link KernelImage} exports. */
 export interface KernelModule {
   start(machine: Machine, parameters: BootParameters): never;
+  /**
+   * Called between load and jump, if there is one, in the thread that `start` will have: for what may be done before
+   * there is a machine. It sees none, so it can only get the code itself ready.
+   * @param isWanted - whether the jump has come and waits: then it returns at once
+   */
+  prepare?(isWanted: () => boolean): void;
 }

@@ -5,9 +5,15 @@
  */
 import type { KernelModule } from "../../machine/machine.ts";
 import { demoKernel } from "./kernel-module.ts";
+import { rehearse } from "./rehearsal.ts";
 
 const release = new URL(import.meta.url).searchParams.get("release");
 if (release === null) throw new Error("an image's URL names its release");
 
+const kernel = demoKernel(release);
+
 /** The kernel's entry. */
-export const start: KernelModule["start"] = demoKernel(release).start;
+export const start: KernelModule["start"] = kernel.start;
+
+/** Before the jump: compiles the kernel by running it. */
+export const prepare: KernelModule["prepare"] = (isWanted) => rehearse(kernel, isWanted);

@@ -1,9 +1,12 @@
 /**
- * A kernel's thread: loads the image's code, sleeps until the jump, then is that kernel until it is ended.
+ * A kernel's thread: loads the image's code, lets it prepare itself, sleeps until the jump, then is that kernel until
+ * it is ended.
  *
  * As kexec load does, it brings code into place before the jump; of the machine it sees nothing until then.
  * @module
  */
+import { setFlagsFromString } from "node:v8";
+import { runInNewContext } from "node:vm";
 import { parentPort, workerData } from "node:worker_threads";
 import { assert, BugError } from "../../base/assert.ts";
 import { KernelError } from "../../base/errno.ts";
@@ -23,7 +26,10 @@ const link = new SupervisorLink(parentPort, data);
 const module = await loadModule(data.entry);
 if (typeof module === "string") link.notify({ kind: "not-a-kernel", problem: module });
 else {
-  const entry = link.call({ kind: "ready" }) as KernelEntry;
+  link.notify({ kind: "ready" });
+  module.prepare?.(() => link.isAnswered());
+  if (!link.isAnswered()) collectGarbage();
+  const entry = link.answer() as KernelEntry;
   const machine = makeMachine(entry);
   try {
     Atomics.store(new Int32Array(entry.state.kernelPresent), 0, 1);
@@ -45,6 +51,12 @@ async function loadModule(entry: string): Promise<KernelModule | string> {
   } catch (error) {
     return error instanceof Error ? (error.stack ?? error.message) : String(error);
   }
+}
+
+/** What preparing has left would otherwise be collected, or given back at the thread's end, in a blackout. */
+function collectGarbage(): void {
+  setFlagsFromString("--expose-gc");
+  (runInNewContext("gc") as () => void)();
 }
 
 function makeMachine({ config, ram, state }: KernelEntry): Machine {

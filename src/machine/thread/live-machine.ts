@@ -258,7 +258,8 @@ export class LiveMachine {
   async #answerLoad(thread: KernelThread, image: KernelImage | null): Promise<void> {
     let result: LoadAnswer = { ok: true };
     if (image === null) await this.#unload();
-    else result = await this.#load(image);
+    // Code that is in place may have prepared itself, and images do not change: it stays.
+    else if (image.entry !== this.#loaded?.image.entry) result = await this.#load(image);
     answer(thread.port, thread.answers, result);
   }
 

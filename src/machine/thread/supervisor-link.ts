@@ -10,6 +10,8 @@ export class SupervisorLink {
   readonly #up: MessagePort;
   readonly #down: MessagePort;
   readonly #answers: Int32Array;
+  /** Answers that were received. */
+  #taken = 0;
 
   constructor(parent: MessagePort, data: KernelThreadData) {
     this.#up = parent;
@@ -23,12 +25,23 @@ export class SupervisorLink {
 
   /** Blocks until the supervisor answers. Never returns where it does not: it ends this thread then. */
   call(message: KernelMessage): unknown {
-    const before = Atomics.load(this.#answers, 0);
     this.#up.postMessage(message);
+    return this.answer();
+  }
+
+  /** Whether an answer is there that {@link answer} has not returned. */
+  isAnswered(): boolean {
+    return Atomics.load(this.#answers, 0) !== this.#taken;
+  }
+
+  /** Blocks until the supervisor answers what was last asked. */
+  answer(): unknown {
     for (;;) {
-      Atomics.wait(this.#answers, 0, before);
+      Atomics.wait(this.#answers, 0, this.#taken);
       const received = receiveMessageOnPort(this.#down);
-      if (received !== undefined) return received.message;
+      if (received === undefined) continue;
+      this.#taken++;
+      return received.message;
     }
   }
 }
