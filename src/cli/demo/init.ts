@@ -25,7 +25,7 @@ const DEBUG = "/sys/kernel/debug/holdfast";
 const IDLE_NS = 200_000;
 /** Steps of all guests between two steps of the restoration that are off the critical path. */
 const STEPS_BETWEEN = 16;
-/** How long the rings may take to run dry at the end. */
+/** How long the rings may take to run dry at the end; what is left then is told as lost. */
 const DRAIN_NS = 2_000_000_000;
 
 /** Runs until the kernel ends. */
@@ -46,7 +46,7 @@ export function demoInit(host: Host): never {
   const image = plan.images[(agent.updates + 1) % plan.images.length];
   // Long before the update: a kernel that has had time to prepare itself boots faster.
   if (agent.updates < plan.updates) host.kexecFileLoad(image, host.commandLine);
-  runFor(host, vms, plan.runNs);
+  runFor(host, vms, plan.runNs, say);
   if (agent.updates < plan.updates) {
     try {
       agent.update(vms, image, host.commandLine);
@@ -121,13 +121,29 @@ function restoreVms(
   return [...vms];
 }
 
-function runFor(host: Host, vms: readonly VirtualMachine[], durationNs: number): void {
-  const endNs = host.clockNs() + durationNs;
-  while (host.clockNs() < endNs) {
+function runFor(
+  host: Host,
+  vms: readonly VirtualMachine[],
+  durationNs: number,
+  say: (event: DemoEvent) => void,
+): void {
+  const sum = (counter: "received" | "transmitted") =>
+    vms.reduce((total, vm) => total + vm.guest.counters[counter], 0);
+  const before = { received: sum("received"), transmitted: sum("transmitted") };
+  const startNs = host.clockNs();
+  let nowNs = startNs;
+  for (; nowNs < startNs + durationNs; nowNs = host.clockNs()) {
     let busy = false;
     for (const vm of vms) if (vm.step()) busy = true;
     if (!busy) host.sleep(IDLE_NS);
   }
+  say({
+    event: "ran",
+    startNs,
+    endNs: nowNs,
+    received: sum("received") - before.received,
+    transmitted: sum("transmitted") - before.transmitted,
+  });
 }
 
 function sayHandover(host: Host, agent: Agent, say: (event: DemoEvent) => void): void {
@@ -147,10 +163,9 @@ function finishDemo(
 ): never {
   for (const vm of vms) vm.guest.shutDown();
   const endNs = host.clockNs() + DRAIN_NS;
-  for (let idle = 0; idle < 3 && host.clockNs() < endNs; ) {
+  while (!vms.every((vm) => vm.guest.isAtRest) && host.clockNs() < endNs) {
     let busy = false;
     for (const vm of vms) if (vm.step()) busy = true;
-    idle = busy ? 0 : idle + 1;
     if (!busy) host.sleep(IDLE_NS);
   }
   for (const vm of vms) {

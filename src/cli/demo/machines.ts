@@ -7,6 +7,10 @@ import { MIB } from "../../base/units.ts";
 import { RESTORES } from "../../kernel/restores.ts";
 import { type MachineConfig, standardConfig } from "../../machine/embedded/config.ts";
 import { DeterministicMachine } from "../../machine/embedded/deterministic.ts";
+import type {
+  HardwareStatistics,
+  NicStatistics,
+} from "../../machine/embedded/hardware-statistics.ts";
 import type { KernelImage } from "../../machine/machine.ts";
 import { LiveMachine } from "../../machine/thread/live-machine.ts";
 import { type DemoEvent, type DemoPlan, planToCommandLine } from "./events.ts";
@@ -30,14 +34,22 @@ export interface DemoWatcher {
   event(event: DemoEvent): void;
   /** A line of the kernel's log. */
   log(line: string): void;
-  jump(times: JumpTimes, framesDuringJump: number): void;
+  jump(times: JumpTimes, frames: FramesInJump): void;
+}
+
+/** What the NICs did while no kernel existed. */
+export interface FramesInJump {
+  /** Frames that reached guest memory. */
+  readonly received: number;
+  /** Frames that the NICs fetched from guest memory and sent. */
+  readonly transmitted: number;
 }
 
 export interface DemoRun {
   readonly jumps: readonly JumpTimes[];
   readonly nics: readonly NicCounts[];
-  /** Of the deterministic machine: what a replay must reproduce. */
-  readonly hashes: { readonly log: string; readonly memory: string } | null;
+  /** Of the deterministic machine: what a replay must reproduce. Takes a second for each GiB that was stored to. */
+  readonly hashes: (() => { readonly log: string; readonly memory: string }) | null;
 }
 
 /** Kernel's own memory: page tables, metadata, scratch. */
@@ -45,6 +57,11 @@ const HOST_BYTES = 192 * MIB;
 /** How long guests run before and after each update. */
 const LIVE_RUN_NS = 800_000_000;
 const DETERMINISTIC_RUN_NS = 3_000_000;
+/**
+ * What the other end takes from each NIC: less than the guests send at the default rate, so that transmit descriptors
+ * are queued when a kernel ends, and the NIC fetches them while there is none.
+ */
+const TRANSMIT_FRAMES_PER_SECOND = 2000;
 
 /** Runs the demo. @param version - of this package: kernels are its builds 1, 2, 3, ... */
 export function runDemo(
@@ -58,6 +75,7 @@ export function runDemo(
     memoryBytes: hostMemoryBytes(options),
     nics: options.vms,
     framesPerSecond: options.framesPerSecond,
+    transmitFramesPerSecond: TRANSMIT_FRAMES_PER_SECOND,
     installed: images,
   });
   const plan: DemoPlan = {
@@ -95,22 +113,15 @@ async function runLive(
   signal: AbortSignal,
 ): Promise<DemoRun> {
   const jumps: JumpTimes[] = [];
-  let seen = 0;
   const machine = new LiveMachine(config, {
     onSerialLine: (line) => receiveLine(line, watcher),
     onJump: (jump) => {
-      const times = {
-        requestedNs: jump.stopRequestedNs,
-        endedNs: jump.endedNs,
-        scribbledNs: jump.scribbledNs,
-        enteredNs: jump.enteredNs,
-      };
+      const times = { ...jump, requestedNs: jump.stopRequestedNs };
       jumps.push(times);
-      const frames = machine.statistics.nics().reduce((sum, nic) => sum + nic.withoutKernel, 0);
-      watcher.jump(times, frames - seen);
-      seen = frames;
+      watcher.jump(times, framesInJump());
     },
   });
+  const framesInJump = countFramesInJumps(machine.statistics);
   const close = () => void machine.close();
   signal.addEventListener("abort", close);
   try {
@@ -129,35 +140,52 @@ function runDeterministic(
   watcher: DemoWatcher,
 ): DemoRun {
   const jumps: JumpTimes[] = [];
-  let seen = 0;
   const machine = new DeterministicMachine(config, {
     seed,
     modules: (entry) => demoKernel(new URL(entry).searchParams.get("release") ?? ""),
     onSerialLine: (line) => receiveLine(line, watcher),
   });
-  machine.onJump((_ram, { parameters }) => {
-    const nowNs = machine.nowNs;
-    const times = { requestedNs: nowNs, endedNs: nowNs, scribbledNs: nowNs, enteredNs: nowNs };
-    jumps.push(times);
-    const frames = machine.statistics.nics().reduce((sum, nic) => sum + nic.withoutKernel, 0);
-    watcher.jump(times, frames - seen);
-    seen = frames;
-    return parameters;
+  const framesInJump = countFramesInJumps(machine.statistics);
+  machine.onJump((_ram, jump) => {
+    jumps.push(jump);
+    watcher.jump(jump, framesInJump());
+    return jump.parameters;
   });
   machine.run(demoKernel(config.installed[0].release), { commandLine, kho: null });
   return {
     jumps,
     nics: machine.statistics.nics().map(nicCounts),
-    hashes: { log: machine.logHash(), memory: machine.memoryHash() },
+    hashes: () => ({ log: machine.logHash(), memory: machine.memoryHash() }),
   };
 }
 
-function nicCounts(nic: {
-  readonly sent: number;
-  readonly withoutKernel: number;
-  readonly dmaFailed: number;
-}): NicCounts {
-  return { sent: nic.sent, duringJump: nic.withoutKernel, dmaFaults: nic.dmaFailed };
+/** @returns a function that tells what came since its last call */
+function countFramesInJumps(statistics: HardwareStatistics): () => FramesInJump {
+  let seen: FramesInJump = { received: 0, transmitted: 0 };
+  return () => {
+    const before = seen;
+    const nics = statistics.nics();
+    seen = {
+      received: nics.reduce((sum, nic) => sum + nic.withoutKernel, 0),
+      transmitted: nics.reduce((sum, nic) => sum + nic.transmitWithoutKernel, 0),
+    };
+    return {
+      received: seen.received - before.received,
+      transmitted: seen.transmitted - before.transmitted,
+    };
+  };
+}
+
+function nicCounts(nic: NicStatistics): NicCounts {
+  return {
+    sent: nic.sent,
+    missed: nic.missed,
+    duringJump: nic.withoutKernel,
+    dmaFaults: nic.dmaFailed + nic.transmitDmaFailed,
+    transmitted: nic.transmitted,
+    transmitCorrupt: nic.transmitCorrupt,
+    transmitGaps: nic.transmitGaps,
+  };
 }
 
 function receiveLine(line: string, watcher: DemoWatcher): void {
