@@ -39,6 +39,7 @@ export interface KhoBlock {
  *
  * @param headPa - the first block; 0 for an empty chain
  * @param field - how to name the chain in errors: "luo_ser.sessions_pa"
+ * @param onBroken - for who looks only: told what is wrong, and of which block; the blocks before it are returned
  * @throws {HandoverError} when a block cannot be claimed, the chain is cyclic or too long, or a count is not 1
  *   to the block's capacity (upstream refuses an empty block too)
  */
@@ -47,26 +48,41 @@ export function readBlocks(
   headPa: number,
   entrySizeBytes: number,
   field: string,
+  onBroken?: (error: HandoverError, blockPa: number) => void,
 ): readonly KhoBlock[] {
-  const capacity = blockCapacity(entrySizeBytes);
   const blocks: KhoBlock[] = [];
+  try {
+    for (const block of chainedBlocks(incoming, headPa, entrySizeBytes, field)) blocks.push(block);
+  } catch (error) {
+    if (!(error instanceof HandoverError) || onBroken === undefined) throw error;
+    onBroken(error, blocks.at(-1)?.pa ?? headPa);
+  }
+  return blocks;
+}
+
+function* chainedBlocks(
+  incoming: ClaimableWords,
+  headPa: number,
+  entrySizeBytes: number,
+  field: string,
+): Generator<KhoBlock> {
+  const capacity = blockCapacity(entrySizeBytes);
   const seen = new Set<number>();
   let from = field;
   for (let pa = headPa; pa !== 0; ) {
     if (seen.has(pa)) throw new HandoverError(from, `${hex(pa)} makes the chain cyclic`);
-    if (blocks.length >= KHO_MAX_BLOCKS)
+    if (seen.size >= KHO_MAX_BLOCKS)
       throw new HandoverError(from, `the chain exceeds ${KHO_MAX_BLOCKS} blocks`);
+    const block = `${field}: ${KHO_BLOCK_HEADER_SER.name}[${seen.size}]`;
     seen.add(pa);
     incoming.claim(pa, 0, from);
-    const block = `${field}: ${KHO_BLOCK_HEADER_SER.name}[${blocks.length}]`;
     const { next, count } = KHO_BLOCK_HEADER_SER.read(incoming.memory, pa);
     if (count < 1 || count > capacity)
       throw new HandoverError(`${block}.count`, `${count} is not 1 to ${capacity}`);
-    blocks.push({ pa, count });
+    yield { pa, count };
     from = `${block}.next`;
     pa = next;
   }
-  return blocks;
 }
 
 /** Physical addresses of all entries of blocks that were read, in order. */

@@ -6,6 +6,7 @@
  * over this view first; every page they name must be preserved, and must not be named twice.
  * @module
  */
+import { HandoverError } from "../../abi/handover-error.ts";
 import type { WordReader } from "../../abi/words.ts";
 
 export interface IncomingMemory {
@@ -23,4 +24,32 @@ export interface IncomingMemory {
    *   order, or claimed already (the message names both fields)
    */
   claim(pa: number, order: number, field: string): void;
+  /**
+   * Takes a broken rule that leaves other parts readable, for who looks at a handover and does not use it
+   * (src/inspect). A kernel has none: it refuses the whole by the first broken rule.
+   */
+  readonly report?: (error: HandoverError, place: Place) => void;
+}
+
+/** A structure in memory: where it is, and the offsets of its fields if it is one of `abi`. */
+export interface Place {
+  readonly pa: number;
+  readonly struct?: { readonly offset: Readonly<Record<string, number>> };
+}
+
+/**
+ * Decodes a part of a handover whose neighbours can be read without it.
+ *
+ * @returns what `decode` returns; null only where a broken rule of it was reported, never in a kernel
+ * @throws {HandoverError} where nobody takes reports
+ */
+export function apart<T>(incoming: IncomingMemory, place: Place, decode: () => T): T | null {
+  if (incoming.report === undefined) return decode();
+  try {
+    return decode();
+  } catch (error) {
+    if (!(error instanceof HandoverError)) throw error;
+    incoming.report(error, place);
+    return null;
+  }
 }

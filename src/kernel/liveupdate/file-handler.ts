@@ -45,20 +45,39 @@ export interface FinishArgs<D> {
 /** A session of the handover, decoded and not yet used. */
 export interface DecodedSessionView {
   /** What the handler decoded for the file with that token; null when there is none, or another handler's. */
-  dataOf(token: bigint, handler: FileHandler): unknown;
+  dataOf(token: bigint, handler: FileDecoder): unknown;
   /** Whether there is a file with that token. */
   has(token: bigint): boolean;
 }
 
 /**
+ * The part of a handler that reads what another kernel has written: all that an inspector needs of it.
+ *
  * @typeParam D - the decoded form of the handler's data, checked and trusted
  */
-export interface FileHandler<D = unknown> {
+export interface FileDecoder<D = unknown> {
   /** At most 47 bytes; changes with the layout behind `data`. */
   readonly compatible: string;
+  /** FLBs that must live while a file of this kind is preserved. */
+  readonly flbs: readonly FlbDecoder[];
+  /**
+   * Reads and checks what the previous kernel handed over, and claims all its pages. Runs at boot, before any
+   * part of the handover is used; allocates nothing, changes nothing.
+   * @param field - how to name the place in errors: "session \"vm0\" token 0x2"
+   * @throws {HandoverError}
+   */
+  decode(incoming: IncomingMemory, data: bigint, field: string): D;
+  /**
+   * Checks what the file says about others of its session, when all of them are decoded. As `decode`, it changes nothing.
+   * @param field - as of `decode`
+   * @throws {HandoverError}
+   */
+  checkLinks?(data: D, session: DecodedSessionView, field: string): void;
+}
+
+export interface FileHandler<D = unknown> extends FileDecoder<D> {
   /** Whether this handler is for that file. The first registered that says yes takes it. */
   canPreserve(file: File): boolean;
-  /** FLBs that must live while a file of this kind is preserved. */
   readonly flbs: readonly FileLifecycleBound[];
   /**
    * Makes the file's state survive a kexec.
@@ -73,19 +92,6 @@ export interface FileHandler<D = unknown> {
   /** Undoes `freeze`, of which `data` is the result; afterwards what `preserve` returned counts again. Must not fail. */
   unfreeze?(args: PreserveArgs & { readonly data: bigint }): void;
   /**
-   * Reads and checks what the previous kernel handed over, and claims all its pages. Runs at boot, before any
-   * part of the handover is used; allocates nothing, changes nothing.
-   * @param field - how to name the place in errors: "session \"vm0\" token 0x2"
-   * @throws {HandoverError}
-   */
-  decode(incoming: IncomingMemory, data: bigint, field: string): D;
-  /**
-   * Checks what the file says about others of its session, when all of them are decoded. As `decode`, it changes nothing.
-   * @param field - as of `decode`
-   * @throws {HandoverError}
-   */
-  checkLinks?(data: D, session: DecodedSessionView, field: string): void;
-  /**
    * Makes the open file, with one reference for the caller. A failure leaves `data` as it was, for `finish`.
    * @throws {KernelError} what RETRIEVE_FD then returns, for ever
    */
@@ -99,9 +105,15 @@ export interface FileHandler<D = unknown> {
   finish(args: FinishArgs<D>): void;
 }
 
-/** File-lifecycle-bound global state. */
-export interface FileLifecycleBound<D = unknown> {
+/** The part of an FLB that reads what another kernel has written. */
+export interface FlbDecoder<D = unknown> {
   readonly compatible: string;
+  /** As {@link FileDecoder.decode}; runs before the decoders of files. @throws {HandoverError} */
+  decode(incoming: IncomingMemory, data: bigint, field: string): D;
+}
+
+/** File-lifecycle-bound global state. */
+export interface FileLifecycleBound<D = unknown> extends FlbDecoder<D> {
   /** Called with the first file that needs it. @returns the u64 to hand over */
   preserve(): bigint;
   /** Called with the last. Must not fail. */
@@ -110,8 +122,6 @@ export interface FileLifecycleBound<D = unknown> {
   freeze?(data: bigint): bigint;
   /** Undoes `freeze`, of which `data` is the result; afterwards what `preserve` returned counts again. Must not fail. */
   unfreeze?(data: bigint): void;
-  /** As {@link FileHandler.decode}; runs before the decoders of files. @throws {HandoverError} */
-  decode(incoming: IncomingMemory, data: bigint, field: string): D;
   /** After the whole handover was found good, at boot, before any device is used: adopt it. */
   adopt(data: D): void;
   /** The last incoming file that needed it is finished. Must not fail. */

@@ -20,7 +20,7 @@ import { assert } from "../../base/assert.ts";
 import type { FaultInjector } from "../../base/fault-injector.ts";
 import { withUndo } from "../../base/undo.ts";
 import type { PhysicalMemory } from "../../machine/machine.ts";
-import type { FileLifecycleBound } from "./file-handler.ts";
+import type { FileLifecycleBound, FlbDecoder } from "./file-handler.ts";
 
 interface OutgoingFlb {
   readonly flb: FileLifecycleBound;
@@ -30,8 +30,8 @@ interface OutgoingFlb {
 }
 
 /** An FLB of the previous kernel, decoded. */
-export interface IncomingFlb {
-  readonly flb: FileLifecycleBound;
+export interface IncomingFlb<F extends FlbDecoder = FileLifecycleBound> {
+  readonly flb: F;
   readonly data: unknown;
   /** Files not finished yet that need it. */
   count: number;

@@ -12,12 +12,12 @@
 import { isKernelError, KernelError } from "../../base/errno.ts";
 import { hex } from "../../base/units.ts";
 import type { File } from "../vfs/file.ts";
-import type { FileHandler, SessionView } from "./file-handler.ts";
+import type { FileDecoder, FileHandler, SessionView } from "./file-handler.ts";
 import type { LiveUpdateCore } from "./live-update-core.ts";
 
 /** A file of the previous kernel, decoded and checked. */
-export interface DecodedFile {
-  readonly handler: FileHandler;
+export interface DecodedFile<H extends FileDecoder = FileHandler> {
+  readonly handler: H;
   readonly token: bigint;
   readonly data: unknown;
 }

@@ -6,11 +6,17 @@
  * at boot, including each handler's own data, and refused as a whole by the name of the field that is wrong.
  * Checked: every block preserved and claimed once; counts; names and tokens unique; every handler and FLB known;
  * the FLBs' reference counts equal to the files that need them.
+ * Who only looks at a handover (`IncomingMemory.report`) gets what is readable, with null for what is not.
  * Source: Linux 7.3 kernel/liveupdate/luo_core.c luo_early_startup, luo_session.c luo_session_deserialize
  * @module
  */
 import { HandoverError } from "../../abi/handover-error.ts";
-import { blockEntries, readBlocks } from "../../abi/kho-block.ts";
+import {
+  blockEntries,
+  KHO_BLOCK_HEADER_SER,
+  type KhoBlock,
+  readBlocks,
+} from "../../abi/kho-block.ts";
 import {
   LUO_ABI_COMPATIBLE,
   LUO_FILE_SER,
@@ -23,24 +29,36 @@ import {
   LUO_SESSION_SER,
 } from "../../abi/luo.ts";
 import { hex } from "../../base/units.ts";
-import type { IncomingMemory } from "../kho/incoming.ts";
-import type { FileHandler, FileLifecycleBound } from "./file-handler.ts";
-import { type FlbRegistry, flbEntryPa, type IncomingFlb } from "./flb-registry.ts";
+import { apart, type IncomingMemory, type Place } from "../kho/incoming.ts";
+import type { FileDecoder, FileHandler, FileLifecycleBound, FlbDecoder } from "./file-handler.ts";
+import { flbEntryPa, type IncomingFlb } from "./flb-registry.ts";
 import type { DecodedFile } from "./incoming-session.ts";
-import type { HandlerRegistry } from "./live-update-core.ts";
 
-export interface DecodedSession {
+export interface DecodedSession<H extends FileDecoder = FileHandler> {
   readonly name: string;
-  readonly files: readonly DecodedFile[];
+  readonly files: readonly DecodedFile<H>[];
 }
 
 /** The previous kernel's state, checked. */
-export interface DecodedLiveUpdate {
+export interface DecodedLiveUpdate<
+  H extends FileDecoder = FileHandler,
+  F extends FlbDecoder = FileLifecycleBound,
+> {
   readonly liveupdateNumber: number;
-  readonly sessions: readonly DecodedSession[];
-  readonly flbs: readonly IncomingFlb[];
+  readonly sessions: readonly DecodedSession<H>[];
+  readonly flbs: readonly IncomingFlb<F>[];
   /** The orchestrator's own pages, order 0, needed no more. */
   readonly pages: readonly number[];
+}
+
+/** The handlers that somebody knows. */
+export interface KnownHandlers<H extends FileDecoder> {
+  byCompatible(compatible: string): H | undefined;
+}
+
+/** The FLBs that somebody knows. */
+export interface KnownFlbs<F extends FlbDecoder> {
+  find(compatible: string): F | undefined;
 }
 
 /**
@@ -49,150 +67,225 @@ export interface DecodedLiveUpdate {
  * @param blob - where the KHO tree says that it is; untrusted
  * @throws {HandoverError}
  */
-export function decodeLiveUpdate(
+export function decodeLiveUpdate<H extends FileDecoder, F extends FlbDecoder>(
   incoming: IncomingMemory,
   blob: { readonly pa: number; readonly sizeBytes: number },
-  handlers: HandlerRegistry,
-  flbs: FlbRegistry,
-): DecodedLiveUpdate {
-  const pages: number[] = [];
-  if (!(blob.sizeBytes >= LUO_SER.sizeBytes))
-    throw new HandoverError(
-      `subtree "${LUO_KHO_ENTRY_NAME}".blob-size`,
-      `${blob.sizeBytes} bytes are less than a luo_ser, ${LUO_SER.sizeBytes}`,
-    );
-  incoming.claim(blob.pa, 0, `subtree "${LUO_KHO_ENTRY_NAME}".preserved-data`);
-  pages.push(blob.pa);
-  const luo = LUO_SER.read(incoming.memory, blob.pa);
-  if (luo.compatible !== LUO_ABI_COMPATIBLE)
-    throw new HandoverError(
-      "luo_ser.compatible",
-      `${quote(luo.compatible)} is not "${LUO_ABI_COMPATIBLE}"`,
-    );
-  if (!Number.isSafeInteger(luo.liveupdate_num) || luo.liveupdate_num < 1)
-    throw new HandoverError("luo_ser.liveupdate_num", `${luo.liveupdate_num} is not a number`);
+  handlers: KnownHandlers<H>,
+  flbs: KnownFlbs<F>,
+): DecodedLiveUpdate<H, F> {
+  return new Decoder(incoming, handlers, flbs).decode(blob);
+}
 
-  const decodedFlbs = decodeFlbs(incoming, luo.flbs_pa, flbs, pages);
-  const sessions = decodeSessions(incoming, luo.sessions_pa, handlers, decodedFlbs, pages);
-  decodedFlbs.forEach((one, i) => {
-    const needed = countUsers(sessions, one.flb);
+/** Decodes one handover. */
+class Decoder<H extends FileDecoder, F extends FlbDecoder> {
+  readonly #incoming: IncomingMemory;
+  readonly #handlers: KnownHandlers<H>;
+  readonly #registry: KnownFlbs<F>;
+  readonly #pages: number[] = [];
+  readonly #flbs: IncomingFlb<F>[] = [];
+  /** Whether something could not be read: then what counts all of it is not checked. */
+  #isIncomplete = false;
+
+  constructor(incoming: IncomingMemory, handlers: KnownHandlers<H>, flbs: KnownFlbs<F>) {
+    this.#incoming = incoming;
+    this.#handlers = handlers;
+    this.#registry = flbs;
+  }
+
+  decode(blob: { readonly pa: number; readonly sizeBytes: number }): DecodedLiveUpdate<H, F> {
+    const incoming = this.#incoming;
+    if (!(blob.sizeBytes >= LUO_SER.sizeBytes))
+      throw new HandoverError(
+        `subtree "${LUO_KHO_ENTRY_NAME}".blob-size`,
+        `${blob.sizeBytes} bytes are less than a luo_ser, ${LUO_SER.sizeBytes}`,
+      );
+    incoming.claim(blob.pa, 0, `subtree "${LUO_KHO_ENTRY_NAME}".preserved-data`);
+    this.#pages.push(blob.pa);
+    const luo = LUO_SER.read(incoming.memory, blob.pa);
+    if (luo.compatible !== LUO_ABI_COMPATIBLE)
+      throw new HandoverError(
+        "luo_ser.compatible",
+        `${quote(luo.compatible)} is not "${LUO_ABI_COMPATIBLE}"`,
+      );
+    const place = { pa: blob.pa, struct: LUO_SER };
+    apart(incoming, place, () => {
+      if (!Number.isSafeInteger(luo.liveupdate_num) || luo.liveupdate_num < 1)
+        throw new HandoverError("luo_ser.liveupdate_num", `${luo.liveupdate_num} is not a number`);
+    });
+    this.#part(place, () => this.#decodeFlbs(luo.flbs_pa));
+    const sessions = this.#part(place, () => this.#sessions(luo.sessions_pa)) ?? [];
+    if (!this.#isIncomplete)
+      this.#flbs.forEach((one, i) => {
+        const at = { pa: flbEntryPa(luo.flbs_pa, i), struct: LUO_FLB_SER };
+        apart(incoming, at, () => this.#checkUsers(one, i, sessions));
+      });
+    return {
+      liveupdateNumber: luo.liveupdate_num,
+      sessions,
+      flbs: this.#flbs,
+      pages: this.#pages,
+    };
+  }
+
+  /** Decodes a part that others are counted with. */
+  #part<T>(place: Place, decode: () => T): T | null {
+    const value = apart(this.#incoming, place, decode);
+    if (value === null) this.#isIncomplete = true;
+    return value;
+  }
+
+  #checkUsers(one: IncomingFlb<F>, i: number, sessions: readonly DecodedSession<H>[]): void {
+    let needed = 0;
+    for (const session of sessions)
+      for (const file of session.files) if (file.handler.flbs.includes(one.flb)) needed++;
     if (one.count !== needed)
       throw new HandoverError(
         `luo_flb_ser[${i}].count`,
         `${one.count}, but ${needed} files need "${one.flb.compatible}"`,
       );
-  });
-  return { liveupdateNumber: luo.liveupdate_num, sessions, flbs: decodedFlbs, pages };
-}
+  }
 
-function countUsers(sessions: readonly DecodedSession[], flb: FileLifecycleBound): number {
-  let count = 0;
-  for (const session of sessions)
-    for (const file of session.files) if (file.handler.flbs.includes(flb)) count++;
-  return count;
-}
+  #decodeFlbs(pa: number): boolean {
+    if (pa === 0) return true;
+    const incoming = this.#incoming;
+    incoming.claim(pa, 0, "luo_ser.flbs_pa");
+    this.#pages.push(pa);
+    const { pgcnt, count } = LUO_FLB_HEADER_SER.read(incoming.memory, pa);
+    const place = { pa, struct: LUO_FLB_HEADER_SER };
+    this.#part(place, () => {
+      if (pgcnt !== LUO_FLB_PGCNT)
+        throw new HandoverError("luo_flb_header_ser.pgcnt", `${pgcnt} is not ${LUO_FLB_PGCNT}`);
+      return true;
+    });
+    this.#part(place, () => {
+      if (count > LUO_FLB_MAX)
+        throw new HandoverError("luo_flb_header_ser.count", `${count} exceeds ${LUO_FLB_MAX}`);
+      return true;
+    });
+    for (let i = 0; i < Math.min(count, LUO_FLB_MAX); i++) {
+      const at = { pa: flbEntryPa(pa, i), struct: LUO_FLB_SER };
+      const flb = this.#part(at, () => this.#flb(at.pa, i));
+      if (flb !== null) this.#flbs.push(flb);
+    }
+    return true;
+  }
 
-function decodeFlbs(
-  incoming: IncomingMemory,
-  pa: number,
-  registry: FlbRegistry,
-  pages: number[],
-): IncomingFlb[] {
-  if (pa === 0) return [];
-  incoming.claim(pa, 0, "luo_ser.flbs_pa");
-  pages.push(pa);
-  const { pgcnt, count } = LUO_FLB_HEADER_SER.read(incoming.memory, pa);
-  if (pgcnt !== LUO_FLB_PGCNT)
-    throw new HandoverError("luo_flb_header_ser.pgcnt", `${pgcnt} is not ${LUO_FLB_PGCNT}`);
-  if (count > LUO_FLB_MAX)
-    throw new HandoverError("luo_flb_header_ser.count", `${count} exceeds ${LUO_FLB_MAX}`);
-
-  const decoded: IncomingFlb[] = [];
-  for (let i = 0; i < count; i++) {
-    const ser = LUO_FLB_SER.read(incoming.memory, flbEntryPa(pa, i));
-    const flb = ser.name === null ? undefined : registry.find(ser.name);
+  #flb(pa: number, i: number): IncomingFlb<F> {
+    const ser = LUO_FLB_SER.read(this.#incoming.memory, pa);
+    const flb = ser.name === null ? undefined : this.#registry.find(ser.name);
     if (flb === undefined)
       throw new HandoverError(`luo_flb_ser[${i}].name`, `this kernel knows no ${quote(ser.name)}`);
-    if (decoded.some((one) => one.flb === flb))
+    if (this.#flbs.some((one) => one.flb === flb))
       throw new HandoverError(`luo_flb_ser[${i}].name`, `${quote(ser.name)} is there twice`);
-    const data = flb.decode(incoming, ser.data, `FLB "${flb.compatible}"`);
-    decoded.push({ flb, data, count: ser.count });
+    const data = flb.decode(this.#incoming, ser.data, `FLB "${flb.compatible}"`);
+    return { flb, data, count: ser.count };
   }
-  return decoded;
-}
 
-function decodeSessions(
-  incoming: IncomingMemory,
-  headPa: number,
-  handlers: HandlerRegistry,
-  flbs: readonly IncomingFlb[],
-  pages: number[],
-): DecodedSession[] {
-  const blocks = readBlocks(incoming, headPa, LUO_SESSION_SER.sizeBytes, "luo_ser.sessions_pa");
-  for (const { pa } of blocks) pages.push(pa);
-  const sessions: DecodedSession[] = [];
-  const names = new Set<string>();
-  for (const pa of blockEntries(blocks, LUO_SESSION_SER.sizeBytes)) {
-    const field = `luo_session_ser[${sessions.length}]`;
-    const { name, files: filesPa, count } = LUO_SESSION_SER.read(incoming.memory, pa);
+  #sessions(headPa: number): DecodedSession<H>[] {
+    const size = LUO_SESSION_SER.sizeBytes;
+    const blocks = this.#blocks(headPa, size, "luo_ser.sessions_pa");
+    const sessions: DecodedSession<H>[] = [];
+    const names = new Set<string>();
+    let index = 0;
+    for (const pa of blockEntries(blocks, size)) {
+      const field = `luo_session_ser[${index++}]`;
+      const place = { pa, struct: LUO_SESSION_SER };
+      const session = this.#part(place, () => this.#session(pa, field, names));
+      if (session !== null) sessions.push(session);
+    }
+    return sessions;
+  }
+
+  #session(pa: number, field: string, names: Set<string>): DecodedSession<H> {
+    const { name, files: filesPa, count } = LUO_SESSION_SER.read(this.#incoming.memory, pa);
     if (name === null || name === "")
       throw new HandoverError(`${field}.name`, "is empty, unterminated or not UTF-8");
     if (names.has(name)) throw new HandoverError(`${field}.name`, `"${name}" is there twice`);
     names.add(name);
-    const files = decodeFiles(incoming, filesPa, name, field, handlers, flbs, pages);
-    if (files.length !== count)
-      throw new HandoverError(`${field}.count`, `${count}, but its blocks hold ${files.length}`);
-    sessions.push({ name, files });
+    const blocks = this.#blocks(filesPa, LUO_FILE_SER.sizeBytes, `${field}.files`);
+    const files = this.#files(blocks, name, field);
+    const held = blocks.reduce((sum, block) => sum + block.count, 0);
+    apart(this.#incoming, { pa, struct: LUO_SESSION_SER }, () => {
+      if (held !== count)
+        throw new HandoverError(`${field}.count`, `${count}, but its blocks hold ${held}`);
+    });
+    return { name, files };
   }
-  return sessions;
-}
 
-function decodeFiles(
-  incoming: IncomingMemory,
-  headPa: number,
-  session: string,
-  sessionField: string,
-  handlers: HandlerRegistry,
-  flbs: readonly IncomingFlb[],
-  pages: number[],
-): DecodedFile[] {
-  const blocks = readBlocks(incoming, headPa, LUO_FILE_SER.sizeBytes, `${sessionField}.files`);
-  for (const { pa } of blocks) pages.push(pa);
-  const files: DecodedFile[] = [];
-  const tokens = new Set<bigint>();
-  for (const pa of blockEntries(blocks, LUO_FILE_SER.sizeBytes)) {
-    const field = `${sessionField}.luo_file_ser[${files.length}]`;
+  #files(blocks: readonly KhoBlock[], session: string, sessionField: string): DecodedFile<H>[] {
+    const files: DecodedFile<H>[] = [];
+    const tokens = new Set<bigint>();
+    const unread = new Set<bigint>();
+    const places = new Map<DecodedFile<H>, Place>();
+    let index = 0;
+    for (const pa of blockEntries(blocks, LUO_FILE_SER.sizeBytes)) {
+      const field = `${sessionField}.luo_file_ser[${index++}]`;
+      const place = { pa, struct: LUO_FILE_SER };
+      const file = this.#part(place, () => this.#file(pa, field, session, tokens, unread));
+      if (file === null) continue;
+      files.push(file);
+      places.set(file, place);
+    }
+    const byToken = new Map(files.map((file) => [file.token, file]));
+    const view = {
+      has: (token: bigint) => byToken.has(token) || unread.has(token),
+      dataOf(token: bigint, handler: FileDecoder) {
+        const file = byToken.get(token);
+        return file?.handler === handler ? file.data : null;
+      },
+    };
+    for (const file of files) {
+      const { handler, token, data } = file;
+      const name = `session "${session}" token ${hex(token)}`;
+      apart(this.#incoming, places.get(file) as Place, () =>
+        handler.checkLinks?.(data, view, name),
+      );
+    }
+    return files;
+  }
+
+  #file(
+    pa: number,
+    field: string,
+    session: string,
+    tokens: Set<bigint>,
+    unread: Set<bigint>,
+  ): DecodedFile<H> {
+    const incoming = this.#incoming;
     const { compatible, data, token } = LUO_FILE_SER.read(incoming.memory, pa);
-    const handler = compatible === null ? undefined : handlers.byCompatible(compatible);
+    unread.add(token);
+    const handler = compatible === null ? undefined : this.#handlers.byCompatible(compatible);
     if (handler === undefined)
       throw new HandoverError(`${field}.compatible`, `this kernel knows no ${quote(compatible)}`);
     if (tokens.has(token))
       throw new HandoverError(`${field}.token`, `${hex(token)} is there twice`);
     tokens.add(token);
-    for (const flb of handler.flbs)
-      if (!flbs.some((one) => one.flb === flb))
+    for (const flb of this.#isIncomplete ? [] : handler.flbs)
+      if (!this.#flbs.some((one) => one.flb === flb))
         throw new HandoverError(
           `${field}.compatible`,
           `"${handler.compatible}" needs FLB "${flb.compatible}", which was not handed over`,
         );
     const name = `session "${session}" token ${hex(token)}`;
-    files.push({ handler, token, data: handler.decode(incoming, data, name) });
+    const file = { handler, token, data: handler.decode(incoming, data, name) };
+    unread.delete(token);
+    return file;
   }
-  checkLinks(files, session);
-  return files;
-}
 
-function checkLinks(files: readonly DecodedFile[], session: string): void {
-  const byToken = new Map(files.map((file) => [file.token, file]));
-  const view = {
-    has: (token: bigint) => byToken.has(token),
-    dataOf(token: bigint, handler: FileHandler) {
-      const file = byToken.get(token);
-      return file?.handler === handler ? file.data : null;
-    },
-  };
-  for (const { handler, token, data } of files)
-    handler.checkLinks?.(data, view, `session "${session}" token ${hex(token)}`);
+  #blocks(headPa: number, entrySizeBytes: number, field: string): readonly KhoBlock[] {
+    const incoming = this.#incoming;
+    const { report } = incoming;
+    const onBroken = (error: HandoverError, pa: number) => {
+      this.#isIncomplete = true;
+      report?.(error, { pa, struct: KHO_BLOCK_HEADER_SER });
+    };
+    const blocks =
+      report === undefined
+        ? readBlocks(incoming, headPa, entrySizeBytes, field)
+        : readBlocks(incoming, headPa, entrySizeBytes, field, onBroken);
+    for (const { pa } of blocks) this.#pages.push(pa);
+    return blocks;
+  }
 }
 
 /** A string from the handover, for a message. */
