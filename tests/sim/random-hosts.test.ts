@@ -8,15 +8,16 @@ import { randomHost } from "../support/random-host.ts";
 import { simulate } from "../support/simulated-host.ts";
 import { FAILED_SEEDS } from "./seeds.ts";
 
-const SEEDS = 40;
+const SEEDS = 300;
 const only = process.env["HOLDFAST_SEED"];
 
 function run(seed: number): void {
   try {
     simulate(randomHost(seed));
   } catch (error) {
+    const what = error instanceof Error ? error.message : String(error);
     throw new Error(
-      `seed ${seed} fails; replay it with HOLDFAST_SEED=${seed} npm test -- tests/sim/random-hosts, and add it to tests/sim/seeds.ts`,
+      `seed ${seed} fails; replay it with HOLDFAST_SEED=${seed} npm test -- tests/sim/random-hosts, and add it to tests/sim/seeds.ts: ${what}`,
       { cause: error },
     );
   }

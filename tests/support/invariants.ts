@@ -374,6 +374,7 @@ export interface GuestReport {
   readonly received: number;
   readonly lost: number;
   readonly corrupt: number;
+  readonly transmitted: number;
   /** Of its own audit. */
   readonly problems: readonly string[];
   readonly bytesMoved: number;
@@ -394,11 +395,18 @@ export function trafficProblems(
       problems.push(`${nic.name}: of ${sent} frames ${delivered + missed} are accounted for`);
     if (dmaFailed > 0) problems.push(`${nic.name}: DMA of ${dmaFailed} frames failed`);
     if (filtered > 0) problems.push(`${nic.name}: ${filtered} frames filtered`);
+    const { transmitCorrupt, transmitGaps, transmitDmaFailed } = nic;
+    if (transmitCorrupt + transmitGaps + transmitDmaFailed > 0)
+      problems.push(
+        `${nic.name} sent ${transmitCorrupt} corrupt frames, ${transmitGaps} out of sequence, and could not read ${transmitDmaFailed}`,
+      );
     if (missed > 0 && !mayOverrun) problems.push(`${nic.name}: ${missed} frames missed`);
     const guest = guests.find((g) => g.nicId === id);
     if (guest === undefined) continue;
     if (guest.received !== delivered)
       problems.push(`${guest.name} has ${guest.received} of ${delivered} frames`);
+    if (guest.transmitted !== nic.transmitted)
+      problems.push(`${nic.name} sent ${nic.transmitted} of ${guest.transmitted} frames`);
     if (guest.lost > missed) problems.push(`${guest.name} lacks ${guest.lost} frames`);
     if (guest.corrupt > 0) problems.push(`${guest.name}: ${guest.corrupt} frames corrupt`);
     if (guest.bytesMoved > 0) problems.push(`${guest.name}: ${guest.bytesMoved} bytes moved`);

@@ -420,13 +420,14 @@ function imageOf(update: number): KernelImage {
 }
 
 function reportOf(vm: VirtualMachine): GuestReport {
-  const { received, lost, corrupt } = vm.guest.counters;
+  const { received, lost, corrupt, transmitted } = vm.guest.counters;
   return {
     name: vm.name,
     nicId: vm.guest.nicId,
     received,
     lost,
     corrupt,
+    transmitted,
     problems: vm.guest.audit(),
     bytesMoved: vm.guestBytesMoved,
   };

@@ -6,6 +6,7 @@
  * in the journal and in the sessions.
  * @module
  */
+import assert from "node:assert/strict";
 import { E1000E_DEVICE_ID, E1000E_VENDOR_ID } from "../../src/abi/e1000e.ts";
 import { LINUX_REBOOT_CMD_POWER_OFF } from "../../src/abi/uapi/reboot.ts";
 import { Agent } from "../../src/agent/agent.ts";
@@ -162,10 +163,10 @@ function runFor(host: Host, vms: readonly VirtualMachine[], durationNs: number):
 function drain(host: Host, vms: readonly VirtualMachine[]): void {
   for (const vm of vms) vm.guest.shutDown();
   const endNs = host.clockNs() + DRAIN_NS;
-  for (let idle = 0; idle < 3 && host.clockNs() < endNs; ) {
+  while (!vms.every((vm) => vm.guest.isAtRest)) {
+    assert(host.clockNs() < endNs, "guests come to rest");
     let busy = false;
     for (const vm of vms) if (vm.step()) busy = true;
-    idle = busy ? 0 : idle + 1;
     if (!busy) host.sleep(IDLE_NS);
   }
 }
