@@ -1,14 +1,3 @@
-/**
- * iommufd in a live update: marked HWPTs survive, everything else is built again by userspace.
- *
- * Before the jump: every area under a marked HWPT must lie in a file of the same session, so that its memory is
- * still there afterwards; then the IOASes and page tables are fixed.
- * After it: a retrieved iommufd holds the previous kernel's HWPTs by token, without IOAS. Devices use them as
- * before; when each has moved to a new HWPT, the session can be finished and the old ones are freed.
- * Source: Linux list, iommufd live update series v1-v5; requirements R4, R16, R20, R21
- * @module
- */
-import { HandoverError } from "../../abi/handover-error.ts";
 import {
   IOMMUFD_AREA_COUNT_MAX,
   IOMMUFD_HWPT_COUNT_MAX,
@@ -19,15 +8,13 @@ import {
   iommufd_area_ser,
   iommufd_hwpt_ser,
   iommufd_ser,
-  iommufdSerBytes,
 } from "../../abi/iommufd-luo.ts";
 import { F_GET_SEALS, F_SEAL_GROW, F_SEAL_SEAL, F_SEAL_SHRINK } from "../../abi/uapi/fs.ts";
 import { assert } from "../../base/assert.ts";
 import { KernelError } from "../../base/errno.ts";
 import { withUndo } from "../../base/undo.ts";
-import { hex, isAligned, MAX_ORDER, orderBytes, PAGE_SIZE } from "../../base/units.ts";
 import type { PhysicalMemory } from "../../machine/machine.ts";
-import { IOMMU_READ, IOMMU_WRITE, type RestoredDomain } from "../iommu/domain.ts";
+import { IOMMU_WRITE, type RestoredDomain } from "../iommu/domain.ts";
 import type { KexecHandover } from "../kho/handover.ts";
 import type { IncomingMemory } from "../kho/incoming.ts";
 import type {
@@ -42,9 +29,14 @@ import type {
 import type { PageAllocator } from "../mm/page-allocator.ts";
 import type { File } from "../vfs/file.ts";
 import { IommufdFile } from "./file.ts";
+import {
+  checkIommufdLinks,
+  type DecodedIommufd,
+  decodeIommufd,
+  iommufdSerOrder,
+} from "./handed-over.ts";
 import { type Area, areaLength, iovaRange } from "./io-pagetable.ts";
 import type { Iommufd } from "./iommufd.ts";
-import { IOVA_END } from "./noiommu-domain.ts";
 import type { PagingHwpt } from "./objects.ts";
 import { PinnedPages } from "./pinned-pages.ts";
 import { RestoredNoiommu } from "./restored-noiommu.ts";
@@ -53,20 +45,6 @@ const PRESERVE = "LIVEUPDATE_SESSION_PRESERVE_FD";
 const RETRIEVE = "LIVEUPDATE_SESSION_RETRIEVE_FD";
 /** Without these a memfd could lose memory that the page tables name. */
 const NEEDED_SEALS = F_SEAL_SEAL | F_SEAL_GROW | F_SEAL_SHRINK;
-
-interface DecodedHwpt {
-  /** Null: it has no name. */
-  readonly token: bigint | null;
-  /** Null: no-IOMMU. */
-  readonly domainId: number | null;
-  readonly areas: readonly IommufdAreaSer[];
-}
-
-export interface DecodedIommufd {
-  readonly pa: number;
-  readonly order: number;
-  readonly hwpts: readonly DecodedHwpt[];
-}
 
 export class IommufdFileHandler implements FileHandler<DecodedIommufd> {
   readonly compatible = IOMMUFD_LUO_COMPATIBLE;
@@ -120,7 +98,7 @@ export class IommufdFileHandler implements FileHandler<DecodedIommufd> {
       const areaCount = hwpts.reduce((sum, hwpt) => sum + serialisedAreas(hwpt).length, 0);
       if (hwpts.length > IOMMUFD_HWPT_COUNT_MAX || areaCount > IOMMUFD_AREA_COUNT_MAX)
         throw new KernelError("E2BIG", PRESERVE, `${hwpts.length} HWPTs, ${areaCount} areas`);
-      const order = orderFor(hwpts.length, areaCount);
+      const order = iommufdSerOrder(hwpts.length, areaCount);
       const pa = this.#mm.alloc(order);
       undo(() => this.#mm.free(pa, order));
       this.#write(pa, hwpts, domainIds, session);
@@ -184,80 +162,14 @@ export class IommufdFileHandler implements FileHandler<DecodedIommufd> {
   }
 
   decode(incoming: IncomingMemory, data: bigint, field: string): DecodedIommufd {
-    const name = (member: string) => `${field} ${member}`;
-    const pa = Number(data);
-    if (!isAligned(pa, PAGE_SIZE) || !incoming.isPreserved(pa, PAGE_SIZE))
-      throw new HandoverError(name("data"), `${hex(data)} is no preserved page`);
-    const header = iommufd_ser.read(incoming.memory, pa);
-    if (header.hwpt_count > IOMMUFD_HWPT_COUNT_MAX)
-      throw new HandoverError(name("iommufd_ser.hwpt_count"), `${header.hwpt_count} is too many`);
-    if (header.area_count > IOMMUFD_AREA_COUNT_MAX)
-      throw new HandoverError(name("iommufd_ser.area_count"), `${header.area_count} is too many`);
-    const order = orderFor(header.hwpt_count, header.area_count);
-    incoming.claim(pa, order, name("data"));
-
-    let at = pa + iommufd_ser.sizeBytes;
-    const sers = Array.from({ length: header.hwpt_count }, () => {
-      const ser = iommufd_hwpt_ser.read(incoming.memory, at);
-      at += iommufd_hwpt_ser.sizeBytes;
-      return ser;
-    });
-    const tokens = new Set<bigint>();
     const domainIds = this.#decodedDomains.get(incoming) ?? new Set<number>();
     this.#decodedDomains.set(incoming, domainIds);
-    let areasLeft = header.area_count;
-    const hwpts = sers.map((ser, i): DecodedHwpt => {
-      const member = (m: string) => name(`iommufd_hwpt_ser[${i}].${m}`);
-      const isNoiommu = (ser.flags & IOMMUFD_HWPT_NOIOMMU) !== 0;
-      const isUnnamed = (ser.flags & IOMMUFD_HWPT_UNNAMED) !== 0;
-      if (isUnnamed ? ser.token !== 0n : tokens.has(ser.token))
-        throw new HandoverError(member("token"), `${hex(ser.token)} is not this HWPT's alone`);
-      if (!isUnnamed) tokens.add(ser.token);
-      if (
-        (ser.flags & ~(IOMMUFD_HWPT_NOIOMMU | IOMMUFD_HWPT_UNNAMED)) !== 0 ||
-        (isUnnamed && !isNoiommu)
-      )
-        throw new HandoverError(member("flags"), `${hex(ser.flags)} is not known`);
-      if (ser.reserved !== 0) throw new HandoverError(member("reserved"), "is not 0");
-      if (isNoiommu ? ser.domain_id !== 0 : domainIds.has(ser.domain_id))
-        throw new HandoverError(member("domain_id"), `${ser.domain_id} is not this HWPT's alone`);
-      if (!isNoiommu) domainIds.add(ser.domain_id);
-      if (ser.area_count > areasLeft || (!isNoiommu && ser.area_count > 0))
-        throw new HandoverError(member("area_count"), `${ser.area_count} is too many`);
-      areasLeft -= ser.area_count;
-      let previousEnd = 0;
-      const areas = Array.from({ length: ser.area_count }, (_, j) => {
-        const area = iommufd_area_ser.read(incoming.memory, at);
-        at += iommufd_area_ser.sizeBytes;
-        previousEnd = checkArea(area, previousEnd, (m) =>
-          name(`iommufd_hwpt_ser[${i}] iommufd_area_ser[${j}].${m}`),
-        );
-        return area;
-      });
-      return {
-        token: isUnnamed ? null : ser.token,
-        domainId: isNoiommu ? null : ser.domain_id,
-        areas,
-      };
-    });
-    if (areasLeft > 0)
-      throw new HandoverError(name("iommufd_ser.area_count"), `${areasLeft} areas have no HWPT`);
-    return { pa, order, hwpts };
+    return decodeIommufd(incoming, data, field, domainIds);
   }
 
-  checkLinks({ hwpts }: DecodedIommufd, session: DecodedSessionView, field: string): void {
+  checkLinks(data: DecodedIommufd, session: DecodedSessionView, field: string): void {
     const { incoming } = this.#iommufd.iommu;
-    for (const [i, { domainId, areas }] of hwpts.entries()) {
-      const hwpt = `${field} iommufd_hwpt_ser[${i}]`;
-      if (domainId !== null && incoming?.has(domainId) !== true)
-        throw new HandoverError(`${hwpt}.domain_id`, `no domain ${domainId} was handed over`);
-      for (const [j, area] of areas.entries())
-        if (!session.has(area.file_token))
-          throw new HandoverError(
-            `${hwpt} iommufd_area_ser[${j}].file_token`,
-            `the session has no file ${hex(area.file_token)}`,
-          );
-    }
+    checkIommufdLinks(data, session, field, (domainId) => incoming?.has(domainId) === true);
   }
 
   /** @throws {KernelError} EINVAL when a domain is not in the handover, or a file does not hold an area; ENOMEM */
@@ -331,36 +243,9 @@ function checkAreas(hwpt: PagingHwpt, session: SessionView): void {
   }
 }
 
-/** @returns the end of the area */
-function checkArea(
-  area: IommufdAreaSer,
-  previousEnd: number,
-  name: (member: string) => string,
-): number {
-  if (!isAligned(area.iova, PAGE_SIZE) || area.iova < previousEnd || area.iova >= IOVA_END)
-    throw new HandoverError(name("iova"), `${hex(area.iova)} is unaligned, out of order or range`);
-  if (!isAligned(area.length, PAGE_SIZE) || area.length === 0 || area.length > IOVA_END - area.iova)
-    throw new HandoverError(name("length"), `${hex(area.length)} is unaligned or out of range`);
-  if (!isAligned(area.file_offset, PAGE_SIZE) || area.file_offset > IOVA_END)
-    throw new HandoverError(name("file_offset"), `${hex(area.file_offset)} is not valid`);
-  if (area.prot === 0 || (area.prot & ~(IOMMU_READ | IOMMU_WRITE)) !== 0)
-    throw new HandoverError(name("prot"), `${area.prot} is not known`);
-  if (area.reserved !== 0) throw new HandoverError(name("reserved"), "is not 0");
-  return area.iova + area.length;
-}
-
 function pinAgain(ser: IommufdAreaSer, session: SessionView): Area {
   const file = session.incomingFile(ser.file_token);
   const isWritable = (ser.prot & IOMMU_WRITE) !== 0;
   const pages = new PinnedPages(file, ser.file_offset, ser.length, isWritable);
   return { start: ser.iova, last: ser.iova + ser.length - 1, pages, startByte: 0, prot: ser.prot };
-}
-
-/** The smallest order whose block holds so many. */
-function orderFor(hwptCount: number, areaCount: number): number {
-  const bytes = iommufdSerBytes(hwptCount, areaCount);
-  let order = 0;
-  while (orderBytes(order) < bytes) order++;
-  assert(order <= MAX_ORDER, "the bounds of the counts are too high");
-  return order;
 }

@@ -7,6 +7,7 @@
  * sorted and unique; a preserved function exists with that identity, command, BARs and (a bridge) bus numbers and
  * windows; its BARs are aligned, inside firmware's window of its segment, and overlap no other preserved one;
  * the bridges above it are preserved, as often as all below them together.
+ * An inspector has an image and no hardware: then what memory alone tells is checked.
  * @module
  */
 import { HandoverError } from "../../abi/handover-error.ts";
@@ -37,7 +38,7 @@ import type { ValueOf } from "../../abi/struct.ts";
 import type { WordWriter } from "../../abi/words.ts";
 import { hex } from "../../base/units.ts";
 import type { Firmware, MemoryRange } from "../../machine/machine.ts";
-import type { IncomingMemory } from "../kho/incoming.ts";
+import { apart, type IncomingMemory } from "../kho/incoming.ts";
 import { type BarShape, barAddress, barCount, barShapes } from "./base-address.ts";
 import type { ConfigAccess } from "./config-access.ts";
 import type { PciDevice } from "./device.ts";
@@ -59,6 +60,12 @@ export interface FunctionRecord {
   readonly primaryBus: number;
   readonly secondaryBus: number;
   readonly subordinateBus: number;
+}
+
+/** What a handover is compared with. */
+export interface PciHardware {
+  readonly access: ConfigAccess;
+  readonly firmware: Pick<Firmware, "mmioWindows">;
 }
 
 /** A handover's PCI part, checked. */
@@ -97,34 +104,39 @@ export function writeFunctions(
  *
  * @param data - physical address of the block; untrusted
  * @param field - how to name the place in errors
+ * @param hardware - null: there is none to compare with
  * @throws {HandoverError} when any rule at the head of this file is broken
  */
 export function decodeFunctions(
   incoming: IncomingMemory,
   data: bigint,
   field: string,
-  access: ConfigAccess,
-  firmware: Firmware,
+  hardware: PciHardware | null,
 ): HandedOverPci {
   const { pa, order, count } = claimBlock(incoming, data, field);
   const records: FunctionRecord[] = [];
   for (let i = 0; i < count; i++) {
     const at = `${field}: pci_function_ser[${i}]`;
-    const ser = PCI_FUNCTION_SER.read(incoming.memory, recordAt(pa, i));
-    const record = checkRecord(ser, at);
-    const last = records.at(-1);
-    if (last !== undefined && !comesBefore(last, record))
-      throw new HandoverError(
-        `${at}.bdf`,
-        `${nameOf(record)} after ${nameOf(last)}: not sorted, or named twice`,
-      );
-    if (record.refcount > 0) {
-      checkHardware(access, ser, record, at);
-      checkAddresses(firmware, records, record, at);
-    }
-    records.push(record);
+    apart(incoming, { pa: recordAt(pa, i), struct: PCI_FUNCTION_SER }, () => {
+      const ser = PCI_FUNCTION_SER.read(incoming.memory, recordAt(pa, i));
+      const record = checkRecord(ser, at);
+      const last = records.at(-1);
+      if (last !== undefined && !comesBefore(last, record))
+        throw new HandoverError(
+          `${at}.bdf`,
+          `${nameOf(record)} after ${nameOf(last)}: not sorted, or named twice`,
+        );
+      if (record.refcount > 0) {
+        if (hardware !== null) checkHardware(hardware.access, ser, record, at);
+        checkAddresses(hardware?.firmware ?? null, records, record, at);
+      }
+      records.push(record);
+    });
   }
-  checkBridges(access, records, field);
+  // Without the hardware nobody says which buses are root buses; there is always bus 0.
+  const isRootBus = (segment: number, bus: number) =>
+    hardware === null ? bus === 0 : hardware.access.isRootBus(segment, bus);
+  apart(incoming, { pa }, () => checkBridges(isRootBus, records, field));
   return { pa, order, records };
 }
 
@@ -215,7 +227,7 @@ function checkHardware(
 
 /** Whether the BARs of a preserved function can be where they are. */
 function checkAddresses(
-  firmware: Firmware,
+  firmware: Pick<Firmware, "mmioWindows"> | null,
   before: readonly FunctionRecord[],
   record: FunctionRecord,
   at: string,
@@ -225,10 +237,10 @@ function checkAddresses(
     const { start, lengthBytes } = range;
     if (start % lengthBytes !== 0)
       throw new HandoverError(place, `${hex(start)} is not aligned to ${hex(lengthBytes)}`);
-    const window = firmware.mmioWindows.find(
+    const isInWindow = firmware?.mmioWindows.some(
       (w) => w.segment === record.segment && contains(w, range),
     );
-    if (window === undefined)
+    if (isInWindow === false)
       throw new HandoverError(place, `${hex(start)} + ${hex(lengthBytes)} is in no MMIO window`);
     for (const other of before)
       if (other.refcount > 0)
@@ -240,12 +252,12 @@ function checkAddresses(
 
 /** Every preserved function is reached over preserved bridges; a bridge is preserved as often as all below it. */
 function checkBridges(
-  access: ConfigAccess,
+  isRootBus: (segment: number, bus: number) => boolean,
   records: readonly FunctionRecord[],
   field: string,
 ): void {
   for (const [i, record] of records.entries()) {
-    if (record.refcount === 0 || access.isRootBus(record.segment, busOf(record.bdf))) continue;
+    if (record.refcount === 0 || isRootBus(record.segment, busOf(record.bdf))) continue;
     const hasBridge = records.some(
       (r) =>
         r.isBridge &&

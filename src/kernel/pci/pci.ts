@@ -116,7 +116,10 @@ export class PciCore implements PciRoot {
       return data;
     },
     decode: (incoming: IncomingMemory, data: bigint, field: string) =>
-      decodeFunctions(incoming, data, field, this.#access, this.#deps.machine.firmware),
+      decodeFunctions(incoming, data, field, {
+        access: this.#access,
+        firmware: this.#deps.machine.firmware,
+      }),
     adopt: (state) => this.#adopt(state),
     finish: () => {
       for (const device of this.#devices) device.isIncoming = false;

@@ -12,7 +12,6 @@
  */
 import { HandoverError } from "../../abi/handover-error.ts";
 import {
-  VFIO_PCI_FLAGS_ALL,
   VFIO_PCI_LUO_COMPATIBLE,
   VFIO_PCI_MSI_ENABLED,
   VFIO_PCI_MSI_UNREAD,
@@ -22,11 +21,11 @@ import {
 import { assert } from "../../base/assert.ts";
 import { KernelError } from "../../base/errno.ts";
 import { withUndo } from "../../base/undo.ts";
-import { hex, isAligned, PAGE_SIZE } from "../../base/units.ts";
+import { hex } from "../../base/units.ts";
 import type { Machine, PhysicalMemory } from "../../machine/machine.ts";
 import { IommufdFile } from "../iommufd/file.ts";
 import type { Iommufd } from "../iommufd/iommufd.ts";
-import type { DecodedIommufd, IommufdFileHandler } from "../iommufd/live-update.ts";
+import type { IommufdFileHandler } from "../iommufd/live-update.ts";
 import type { KexecHandover } from "../kho/handover.ts";
 import type { IncomingMemory } from "../kho/incoming.ts";
 import type {
@@ -44,22 +43,13 @@ import { type PciFunction, type PciRoot, pciName } from "../pci/function.ts";
 import type { File } from "../vfs/file.ts";
 import { VfioDeviceFile } from "./cdev.ts";
 import type { VfioDevice } from "./device.ts";
+import { checkVfioLinks, type DecodedVfioDevice, decodeVfioDevice } from "./handed-over.ts";
 import { enabledMsiVector } from "./msi-vector.ts";
 import type { VfioPci } from "./vfio-pci.ts";
 
 const PRESERVE = "LIVEUPDATE_SESSION_PRESERVE_FD";
 const RETRIEVE = "LIVEUPDATE_SESSION_RETRIEVE_FD";
 const ORDER = 0;
-
-export interface DecodedVfioDevice {
-  readonly pa: number;
-  readonly segment: number;
-  readonly bdf: number;
-  readonly isNoiommu: boolean;
-  readonly hasUnreadInterrupt: boolean;
-  readonly iommufdToken: bigint;
-  readonly hwptIndex: number;
-}
 
 export class VfioPciFileHandler implements FileHandler<DecodedVfioDevice> {
   readonly compatible = VFIO_PCI_LUO_COMPATIBLE;
@@ -187,12 +177,8 @@ export class VfioPciFileHandler implements FileHandler<DecodedVfioDevice> {
   /** Looks at the hardware too: it must be as the record says. */
   decode(incoming: IncomingMemory, data: bigint, field: string): DecodedVfioDevice {
     const name = (member: string) => `${field} vfio_pci_ser.${member}`;
-    const pa = Number(data);
-    if (!isAligned(pa, PAGE_SIZE) || !incoming.isPreserved(pa, PAGE_SIZE))
-      throw new HandoverError(`${field} data`, `${hex(data)} is no preserved page`);
-    incoming.claim(pa, ORDER, `${field} data`);
-    const ser = vfio_pci_ser.read(incoming.memory, pa);
-    const { segment, bdf } = ser;
+    const device = decodeVfioDevice(incoming, data, field);
+    const { ser, segment, bdf } = device;
 
     if (!this.#config.reaches(segment, bdf))
       throw new HandoverError(name("segment"), `${pciName(segment, bdf)} is on no bus here`);
@@ -209,10 +195,8 @@ export class VfioPciFileHandler implements FileHandler<DecodedVfioDevice> {
       throw new HandoverError(name("device_id"), `the device's is ${hex(pci.deviceId)}`);
     const has = (flag: number) => (ser.flags & flag) !== 0;
     if (
-      (ser.flags & ~VFIO_PCI_FLAGS_ALL) !== 0 ||
       has(VFIO_PCI_NOIOMMU) === this.#vfio.iommu.isTranslated(pci) ||
-      has(VFIO_PCI_MSI_ENABLED) !== (enabledMsiVector(pci) !== 0) ||
-      (has(VFIO_PCI_MSI_UNREAD) && !has(VFIO_PCI_MSI_ENABLED))
+      has(VFIO_PCI_MSI_ENABLED) !== (enabledMsiVector(pci) !== 0)
     )
       throw new HandoverError(name("flags"), `${hex(ser.flags)} do not match the device`);
     if (ser.msi_vector !== enabledMsiVector(pci))
@@ -220,34 +204,13 @@ export class VfioPciFileHandler implements FileHandler<DecodedVfioDevice> {
     for (const other of decoded)
       if (ser.msi_vector !== 0 && enabledMsiVector(other) === ser.msi_vector)
         throw new HandoverError(name("msi_vector"), `${ser.msi_vector} is another device's too`);
-    if (ser.reserved !== 0) throw new HandoverError(name("reserved"), "is not 0");
     this.#decoded.set(incoming, [...decoded, pci]);
-    return {
-      pa,
-      segment,
-      bdf,
-      isNoiommu: has(VFIO_PCI_NOIOMMU),
-      hasUnreadInterrupt: has(VFIO_PCI_MSI_UNREAD),
-      iommufdToken: ser.iommufd_token,
-      hwptIndex: ser.hwpt_index,
-    };
+    return device;
   }
 
   checkLinks(data: DecodedVfioDevice, session: DecodedSessionView, field: string): void {
-    const member = (name: string) => `${field} vfio_pci_ser.${name}`;
-    const iommufd = session.dataOf(data.iommufdToken, this.#iommufdHandler);
-    if (iommufd === null)
-      throw new HandoverError(
-        member("iommufd_token"),
-        `the session has no iommufd ${hex(data.iommufdToken)}`,
-      );
-    const hwpt = (iommufd as DecodedIommufd).hwpts[data.hwptIndex];
     const attached = this.#vfio.iommu.incoming?.domainOf(data.segment, data.bdf) ?? null;
-    if (hwpt === undefined || hwpt.domainId !== attached)
-      throw new HandoverError(
-        member("hwpt_index"),
-        `${data.hwptIndex} is not the HWPT that the device is attached to`,
-      );
+    checkVfioLinks(data, session, field, this.#iommufdHandler, attached);
   }
 
   /**
