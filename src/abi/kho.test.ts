@@ -211,6 +211,17 @@ describe("readScratch()", () => {
         }
   });
 
+  it("refuses an empty area with an address, which would be written back as it is", () => {
+    for (const addr of [1, 8 * MIB, 2 ** 52, 2 ** 63]) {
+      const ram = make(AREAS);
+      ram.storeBig64(0x2000 + KHO_SCRATCH.sizeBytes, BigInt(addr));
+      refuses(
+        () => readScratch(ram, 0x2000, 48),
+        /kho_scratch\[1\].addr: .*, but the area is empty/,
+      );
+    }
+  });
+
   it("refuses areas that overlap, and no memory at all", () => {
     refuses(
       () => readScratch(make([AREAS[0], { addr: 0, size: 8 * MIB }]), 0x2000, 32),

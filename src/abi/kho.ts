@@ -176,7 +176,8 @@ export function readScratch(
         (o) => o.addr < area.addr + area.size && area.addr < o.addr + o.size,
       );
       if (other >= 0) throw new HandoverError(`${field}.addr`, `overlaps kho_scratch[${other}]`);
-    }
+    } else if (area.addr !== 0)
+      throw new HandoverError(`${field}.addr`, `${hex(area.addr)}, but the area is empty`);
     areas.push(area);
   }
   if (areas.every((area) => area.size === 0))

@@ -15,7 +15,6 @@ import type { BootParameters, Machine } from "../machine/machine.ts";
 import { parseCommandLine } from "./command-line.ts";
 import { Kernel, type KernelParts } from "./kernel.ts";
 import { IncomingHandover } from "./kho/incoming-handover.ts";
-import { quiesceAll } from "./pci/quiesce.ts";
 
 /** What is built into an image. */
 export interface KernelBuild {
@@ -53,7 +52,6 @@ export function boot(machine: Machine, parameters: BootParameters, build: Kernel
       log(`${error.message}; all devices are stopped and this is a cold boot`);
     }
   }
-  quiesceAll(machine);
   return new Kernel({ ...common, incoming: null });
 }
 

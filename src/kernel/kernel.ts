@@ -30,6 +30,7 @@ import { Memfs } from "./memfs/memfs.ts";
 import { BuddyAllocator } from "./mm/buddy-allocator.ts";
 import { pciName } from "./pci/function.ts";
 import { PciCore } from "./pci/pci.ts";
+import { quiesceAll } from "./pci/quiesce.ts";
 import { Shmem } from "./shmem/memfd.ts";
 import { MemfdHandler } from "./shmem/memfd-handler.ts";
 import { VfioPciFileHandler } from "./vfio/live-update.ts";
@@ -149,11 +150,13 @@ export class Kernel {
         `kho: ${incoming.unclaimedPages()} preserved pages belong to nothing that this kernel knows`,
       );
 
-    // Everything was found good. From here on it is used.
+    // Everything was found good. From here on it is used, and the first page is given out.
     faults.point("boot:adopt");
+    // On a cold boot, and when no translation was handed over: whatever devices do, it is not to go on.
+    if (this.iommu.incoming === null) this.#stopWhatRuns();
+    kho.begin();
     this.memfs.adopt();
     this.liveUpdate.adopt();
-    if (incoming === null) this.#blockWhatRuns();
     this.pci.enumerate();
     for (const warning of this.pci.warnings) log(`pci: ${warning}`);
     this.iommu.start();
@@ -244,12 +247,14 @@ export class Kernel {
   }
 
   /**
-   * On a boot without a handover devices may still be at work: one was refused, or the last kernel has crashed. No page
-   * may be given to anyone before they are stopped.
+   * On a boot that takes no translation over devices may still be at work: a handover was refused or lacks them, or the
+   * last kernel has crashed. No page may be given to anyone before they are stopped.
    */
-  #blockWhatRuns(): void {
+  #stopWhatRuns(): void {
+    const { machine } = this.#parts;
+    quiesceAll(machine);
     const emptyRootTable = this.mm.alloc(0);
-    blockAll(this.#parts.machine, emptyRootTable);
+    blockAll(machine, emptyRootTable);
     // Held back until the units have root tables of this kernel.
     this.mm.free(emptyRootTable, 0);
   }

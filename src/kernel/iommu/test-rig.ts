@@ -109,7 +109,7 @@ export class Rig {
       ...(incoming === null ? {} : { reserved: incoming.blocks }),
       faults,
     });
-    const kho = new Kho({ memory, mm, scratch, incoming, release: "test", faults });
+    const kho = Kho.start({ memory, mm, scratch, incoming, release: "test", faults });
     const machine: Machine = {
       memory,
       mmio: this.#mmio,

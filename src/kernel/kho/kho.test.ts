@@ -44,7 +44,7 @@ class Box {
       faults,
     });
     const booted = mm.counts();
-    const makeKho = () => new Kho({ memory, mm, scratch, incoming, release, faults });
+    const makeKho = () => Kho.start({ memory, mm, scratch, incoming, release, faults });
     return { memory, mm, scratch, incoming, faults, booted, makeKho };
   }
 
@@ -88,6 +88,39 @@ function isErrno(code: ErrnoCode): (error: unknown) => boolean {
 function enomem(point: string): KernelError {
   return new KernelError("ENOMEM", point, "injected");
 }
+
+describe("Kho before begin()", () => {
+  it("has what came in, and has allocated and written nothing", () => {
+    const box = new Box();
+    const parameters = box.jump(box.start(null).kho.bootParameters());
+    const before = new Ram(createSharedRam(FIRMWARE.memory));
+    const page = new Uint8Array(PAGE_SIZE);
+    const pages = FIRMWARE.memory.flatMap(({ start, lengthBytes }) =>
+      Array.from({ length: lengthBytes / PAGE_SIZE }, (_, i) => start + i * PAGE_SIZE).filter(
+        (pa) => box.memory.isTouched(pa),
+      ),
+    );
+    for (const pa of pages) {
+      box.memory.read(pa, page);
+      before.write(pa, page);
+    }
+    const { memory, mm, scratch, incoming, faults, booted } = box.boot(parameters);
+    const kho = new Kho({ memory, mm, scratch, incoming, release: "test-2", faults });
+    assert.equal(kho.kexecCount, 1);
+    assert.notEqual(kho.incomingSubtree("kexec-metadata"), null);
+    assert.deepEqual(mm.counts(), booted);
+    const was = new Uint8Array(PAGE_SIZE);
+    for (const pa of pages) {
+      box.memory.read(pa, page);
+      before.read(pa, was);
+      assert.deepEqual(page, was, `page ${pa}`);
+    }
+    assert.throws(() => kho.bootParameters(), BugError);
+    kho.begin();
+    assert.throws(() => kho.begin(), BugError);
+    assert.notEqual(kho.bootParameters().fdtAddress, parameters.fdtAddress);
+  });
+});
 
 describe("Kho on a cold boot", () => {
   it("has nothing incoming, and hands over its own FDT and metadata", () => {

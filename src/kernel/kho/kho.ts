@@ -43,6 +43,13 @@ export interface KhoOptions {
   readonly faults: FaultInjector;
 }
 
+/** What this kernel hands over, and where. */
+interface Outgoing {
+  readonly tree: RadixTree;
+  readonly fdtPa: number;
+  readonly metadataPa: number;
+}
+
 export class Kho implements KexecHandover {
   readonly incoming: IncomingHandover | null;
   readonly kexecCount: number;
@@ -51,37 +58,53 @@ export class Kho implements KexecHandover {
   readonly #mm: PageAllocator;
   readonly #faults: FaultInjector;
   readonly #scratch: Scratch;
-  readonly #tree: RadixTree;
-  readonly #fdtPa: number;
-  readonly #metadataPa: number;
+  readonly #release: string;
+  /** Null until {@link begin}. */
+  #outgoing: Outgoing | null = null;
   /** Oldest first. */
   #subtrees: readonly KhoSubtree[] = [];
   #preservedBytes = 0;
 
-  /** @throws {KernelError} ENOMEM; nothing stays allocated then */
+  /** Allocates and writes nothing: what came in is to be checked first. */
   constructor(options: KhoOptions) {
     const { memory, mm, scratch, incoming, release, faults } = options;
     this.#memory = memory;
     this.#mm = mm;
     this.#scratch = scratch;
     this.#faults = faults;
+    this.#release = release;
     this.incoming = incoming;
     this.kexecCount = incoming?.metadata?.kexecCount ?? 0;
     this.previousRelease = incoming?.metadata?.previousRelease ?? null;
+  }
 
-    const { tree, fdtPa, metadataPa } = withUndo((undo) => {
-      const tree = new RadixTree(memory, mm);
+  /** Made, and begun at once: for who has nothing to check in between. @throws {KernelError} as {@link begin} */
+  static start(options: KhoOptions): Kho {
+    const kho = new Kho(options);
+    kho.begin();
+    return kho;
+  }
+
+  /**
+   * Makes what this kernel will hand over, and frees what was the incoming handover's own. From here on pages can be
+   * preserved. Once, when the whole of the handover was found good: a page that is missing in its tree may be in use
+   * by a device, and must not be given out on the way to finding that out.
+   *
+   * @throws {KernelError} ENOMEM; nothing stays allocated then
+   */
+  begin(): void {
+    assert(this.#outgoing === null, "KHO begins once");
+    const mm = this.#mm;
+    this.#outgoing = withUndo((undo) => {
+      const tree = new RadixTree(this.#memory, mm);
       undo(() => tree.destroy());
       const fdtPa = this.#allocOwn(tree, undo);
       const metadataPa = this.#allocOwn(tree, undo);
       return { tree, fdtPa, metadataPa };
     });
-    this.#tree = tree;
-    this.#fdtPa = fdtPa;
-    this.#metadataPa = metadataPa;
-
-    this.#writeMetadata(release);
-    this.#scratch.write(memory);
+    const { metadataPa } = this.#outgoing;
+    this.#writeMetadata(metadataPa);
+    this.#scratch.write(this.#memory);
     const subtree = {
       name: KHO_METADATA_NODE_NAME,
       pa: metadataPa,
@@ -89,7 +112,7 @@ export class Kho implements KexecHandover {
     };
     this.#writeFdt([subtree]);
     // All that they said has been copied; kept, they would be lost to this kernel for good.
-    for (const pa of incoming?.ownPages ?? []) {
+    for (const pa of this.incoming?.ownPages ?? []) {
       this.restore(pa, 0);
       mm.free(pa, 0);
     }
@@ -104,17 +127,17 @@ export class Kho implements KexecHandover {
       `preserve of ${hex(pa)}: not an allocated block of order ${order}`,
     );
     this.#faults.point("kho:preserve");
-    this.#tree.add(pa, order);
+    this.#own.tree.add(pa, order);
     this.#preservedBytes += bytes;
   }
 
   unpreserve(pa: number, order: number): void {
-    this.#tree.delete(pa, order);
+    this.#own.tree.delete(pa, order);
     this.#preservedBytes -= orderBytes(order);
   }
 
   isPreserved(pa: number, order: number): boolean {
-    return this.#tree.has(pa, order);
+    return this.#own.tree.has(pa, order);
   }
 
   addSubtree(name: string, pa: number, sizeBytes: number): void {
@@ -152,7 +175,7 @@ export class Kho implements KexecHandover {
 
   bootParameters(): KhoBootParameters {
     return {
-      fdtAddress: this.#fdtPa,
+      fdtAddress: this.#own.fdtPa,
       fdtSizeBytes: KHO_FDT_MAX_BYTES,
       scratchAddress: this.#scratch.arrayPa,
       scratchSizeBytes: this.#scratch.arraySizeBytes,
@@ -163,7 +186,7 @@ export class Kho implements KexecHandover {
   sizes(): { readonly preservedBytes: number; readonly metadataBytes: number } {
     return {
       preservedBytes: this.#preservedBytes,
-      metadataBytes: (this.#tree.nodeCount + 2) * PAGE_SIZE,
+      metadataBytes: (this.#own.tree.nodeCount + 2) * PAGE_SIZE,
     };
   }
 
@@ -175,23 +198,28 @@ export class Kho implements KexecHandover {
     return pa;
   }
 
-  #writeMetadata(release: string): void {
+  get #own(): Outgoing {
+    assert(this.#outgoing !== null, "KHO has begun");
+    return this.#outgoing;
+  }
+
+  #writeMetadata(pa: number): void {
     const bytes = new Uint8Array(KHO_KEXEC_METADATA.sizeBytes);
     KHO_KEXEC_METADATA.write(new ByteWords(bytes), 0, {
       version: KHO_KEXEC_METADATA_VERSION,
-      previous_release: release,
+      previous_release: this.#release,
       kexec_count: Math.min(this.kexecCount + 1, 2 ** 32 - 1),
     });
-    this.#memory.write(this.#metadataPa, bytes);
+    this.#memory.write(pa, bytes);
   }
 
   #writeFdt(subtrees: readonly KhoSubtree[]): void {
-    const fdt = encodeKhoFdt({ memoryMapPa: this.#tree.root, subtrees });
+    const fdt = encodeKhoFdt({ memoryMapPa: this.#own.tree.root, subtrees });
     if (fdt.length > KHO_FDT_MAX_BYTES)
       throw new KernelError("ENOMEM", "addSubtree", `the FDT would need ${fdt.length} bytes`);
     const page = new Uint8Array(KHO_FDT_MAX_BYTES);
     page.set(fdt);
-    this.#memory.write(this.#fdtPa, page);
+    this.#memory.write(this.#own.fdtPa, page);
     this.#subtrees = subtrees;
   }
 }

@@ -76,7 +76,7 @@ export class Rig {
       faults,
     });
     const { mm } = this;
-    this.kho = new Kho({ memory: ram, mm, scratch, incoming, release: "rig", faults });
+    this.kho = Kho.start({ memory: ram, mm, scratch, incoming, release: "rig", faults });
     const pages = { memory: ram, mm, kho: this.kho, faults };
     this.shmem = new Shmem({ memory: ram, mm });
     this.memfds = new MemfdHandler(pages, this.shmem);

@@ -55,7 +55,7 @@ export class Box {
       ...(incoming === null ? {} : { reserved: incoming.blocks }),
       faults,
     });
-    const kho = new Kho({ memory, mm, scratch, incoming, release: "test", faults });
+    const kho = Kho.start({ memory, mm, scratch, incoming, release: "test", faults });
     const memfs = new Memfs({
       memory,
       mm,

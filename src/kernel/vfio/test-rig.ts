@@ -200,7 +200,7 @@ export class TestKernel {
       faults,
     });
     const { mm } = this;
-    this.kho = new Kho({ memory, mm, scratch, incoming, release: "rig", faults });
+    this.kho = Kho.start({ memory, mm, scratch, incoming, release: "rig", faults });
     const { kho } = this;
     const machine: Machine = {
       memory,
