@@ -1,7 +1,7 @@
 /**
  * The `holdfast` command.
  *
- * Exit status: 0 success; 1 the work failed; 2 the command line is wrong; 130 interrupted.
+ * Exit status: 0 success; 1 the work failed; 2 the command line is wrong; 130, 143 interrupted.
  * @module
  */
 import type { Command } from "./command.ts";
@@ -60,12 +60,23 @@ async function main(args: readonly string[]): Promise<number> {
     }
     return await command.run(rest);
   } catch (error) {
-    if (!(error instanceof UsageError)) throw error;
+    if (!(error instanceof UsageError)) return tellFailure(error);
     console.error(`holdfast: ${error.message}`);
     const command = COMMANDS.some((c) => c.name === first) ? `${first} ` : "";
     console.error(`Try: holdfast ${command}--help`);
     return 2;
   }
+}
+
+/** One line for the user; where it comes from only for who asks. @returns the exit status */
+function tellFailure(error: unknown): number {
+  const failure = error instanceof Error ? error : new Error(String(error));
+  if (process.env.HOLDFAST_DEBUG === "1") console.error(failure);
+  else {
+    console.error(`holdfast: ${failure.message.split("\n")[0]}`);
+    console.error("HOLDFAST_DEBUG=1 shows where it comes from.");
+  }
+  return 1;
 }
 
 // A reader that has seen enough (`| head`) is no error of ours.

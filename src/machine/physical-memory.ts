@@ -9,7 +9,8 @@
  * @module
  */
 import { assert, BugError } from "../base/assert.ts";
-import { alignUp, GIB, hex, MIB, PAGE_SIZE } from "../base/units.ts";
+import { KernelError } from "../base/errno.ts";
+import { alignUp, formatBytes, GIB, hex, MIB, PAGE_SIZE } from "../base/units.ts";
 import type { MemoryRange, PhysicalMemory } from "./machine.ts";
 
 const WINDOW_BYTES = GIB;
@@ -23,7 +24,10 @@ export interface SharedRam {
   readonly touched: SharedArrayBuffer;
 }
 
-/** Makes the shared memory of a machine, all zero. Ranges are sorted and page aligned. */
+/**
+ * Makes the shared memory of a machine, all zero. Ranges are sorted and page aligned.
+ * @throws {KernelError} ENOMEM when this process cannot have so much address space
+ */
 export function createSharedRam(ranges: readonly MemoryRange[]): SharedRam {
   const windows: (SharedArrayBuffer | null)[] = [];
   let end = 0;
@@ -41,13 +45,23 @@ export function createSharedRam(ranges: readonly MemoryRange[]): SharedRam {
       const last = Math.min(range.start + range.lengthBytes, start + WINDOW_BYTES);
       if (last > Math.max(range.start, start)) used = Math.max(used, last - start);
     }
-    windows.push(used === 0 ? null : new SharedArrayBuffer(used));
+    windows.push(used === 0 ? null : reserve(used, end));
   }
-  return {
-    ranges,
-    windows,
-    touched: new SharedArrayBuffer(alignUp(end, TOUCH_BYTES) / TOUCH_BYTES),
-  };
+  return { ranges, windows, touched: reserve(alignUp(end, TOUCH_BYTES) / TOUCH_BYTES, end) };
+}
+
+function reserve(lengthBytes: number, machineBytes: number): SharedArrayBuffer {
+  try {
+    return new SharedArrayBuffer(lengthBytes);
+  } catch (cause) {
+    if (!(cause instanceof RangeError)) throw cause;
+    throw new KernelError(
+      "ENOMEM",
+      "power on",
+      `this process cannot reserve ${formatBytes(machineBytes)} of address space for the machine's memory`,
+      { cause },
+    );
+  }
 }
 
 /** RAM as a kernel and as devices use it. */

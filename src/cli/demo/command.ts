@@ -2,6 +2,7 @@
  * `holdfast demo`: a host that replaces its own kernel while its VMs keep their memory and their NICs keep writing.
  * @module
  */
+import { constants } from "node:os";
 import { parseArgs } from "node:util";
 import { formatBytes, TIB } from "../../base/units.ts";
 import { NIC_GUEST_MIN_BYTES } from "../../vmm/nic-guest.ts";
@@ -15,13 +16,15 @@ import { Narrator, table } from "./render.ts";
 import { judge } from "./result.ts";
 
 const DEFAULTS = { updates: 3, vms: 2, memory: "256M", rate: 5000 };
-const INTERRUPTED = 130;
+/** Plus the signal's number, as shells have it. */
+const INTERRUPTED = 128;
 
 const HELP = `Replaces the kernel of a hypervisor host while its virtual machines keep their memory and
 their assigned network cards keep writing into it; checks every frame and every byte.
 
 The host is built in this process: memory, a VT-d remapping unit, PCI, and NICs that run in a
 thread of their own and never wait for a kernel. Each kernel is a thread that ends at its kexec.
+Memory that nobody touches costs nothing, so VMs may be larger than this computer.
 
 Usage: holdfast demo [OPTIONS]
 
@@ -29,13 +32,13 @@ Options:
   --updates N      Live updates to perform, 0 to 1000 (default ${DEFAULTS.updates})
   --vms N          Virtual machines, each with a NIC, 1 to 16 (default ${DEFAULTS.vms})
   --memory SIZE    Memory of each VM: 8M to 1T, a multiple of 4K (default ${DEFAULTS.memory})
-  --rate N         Frames per second that arrive at each NIC, 1 to 100000 (default ${DEFAULTS.rate})
+  --rate N         Frames per second sent to each NIC, 1 to 100000 (default ${DEFAULTS.rate})
   --seed N         One thread and virtual time, replayed exactly by the same seed (0 to 4294967295)
   --json           Print one JSON object with the result, and nothing else, on standard output
   --help           Show this text
 
 Exit status: 0 nothing was lost, corrupt, copied, leaked or faulted; 1 something was, and it is
-named; 2 the options are wrong; ${INTERRUPTED} interrupted.`;
+named; 2 the options are wrong; 130, 143 interrupted.`;
 
 export const demo: Command = {
   name: "demo",
@@ -46,11 +49,16 @@ export const demo: Command = {
     // One thread has no time for a handler: there the signal's default ends it at once.
     if (options.seed !== null) return perform(options, json, new AbortController().signal);
     const interrupted = new AbortController();
-    const interrupt = () => interrupted.abort();
+    let status = 0;
+    const interrupt = (signal: NodeJS.Signals) => {
+      status = INTERRUPTED + constants.signals[signal];
+      interrupted.abort();
+    };
     process.once("SIGINT", interrupt);
     process.once("SIGTERM", interrupt);
     try {
-      return await perform(options, json, interrupted.signal);
+      const result = await perform(options, json, interrupted.signal);
+      return interrupted.signal.aborted ? status : result;
     } finally {
       process.off("SIGINT", interrupt);
       process.off("SIGTERM", interrupt);
@@ -126,7 +134,7 @@ async function perform(options: DemoOptions, json: boolean, signal: AbortSignal)
   );
   if (signal.aborted) {
     console.error("holdfast: interrupted");
-    return INTERRUPTED;
+    return 1;
   }
   const { jumps, nics } = run;
   const verdict = judge({ place: "embedded", requested: { updates, vms }, events, jumps, nics });
@@ -137,6 +145,7 @@ async function perform(options: DemoOptions, json: boolean, signal: AbortSignal)
     show("");
     show(table(verdict));
     if (run.hashes !== null) {
+      if (process.stdout.isTTY) process.stderr.write("hashing all memory that was used ...\r");
       const { log, memory } = run.hashes();
       show(`replay: events ${log}, memory ${memory}`);
     }

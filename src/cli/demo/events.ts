@@ -3,6 +3,7 @@
  * command line.
  * @module
  */
+import { assert } from "../../base/assert.ts";
 import { KernelError } from "../../base/errno.ts";
 
 export type DemoEvent =
@@ -78,7 +79,7 @@ export interface DemoPlan {
   readonly updates: number;
   /** How long the VMs run before the first update and after each, in nanoseconds of the machine's clock. */
   readonly runNs: number;
-  /** Paths of the images to jump to, one after the other. */
+  /** Paths of the images to jump to, one after the other: of the same form, numbered without gaps. */
   readonly images: readonly string[];
 }
 
@@ -89,8 +90,27 @@ export function planToCommandLine(plan: DemoPlan): string {
     `demo.memory=${plan.memoryBytes}`,
     `demo.updates=${plan.updates}`,
     `demo.run=${plan.runNs}`,
-    `demo.images=${plan.images.join(",")}`,
+    `demo.images=${imagesToWord(plan.images)}`,
   ].join(" ");
+}
+
+/** A command line has 2 KiB: "/boot/vmlinuz-7", "/boot/vmlinuz-8", ... become "/boot/vmlinuz-,7,2". */
+function imagesToWord(images: readonly string[]): string {
+  const match = /^(.*?)(\d+)$/.exec(images[0] ?? "");
+  assert(match !== null, "images are numbered");
+  const [, prefix, first] = match;
+  assert(
+    images.every((image, i) => image === `${prefix}${Number(first) + i}`),
+    "images are numbered without gaps",
+  );
+  return `${prefix},${first},${images.length}`;
+}
+
+function imagesFromWord(word: string): string[] {
+  const [, prefix, first, length] = /^(.+),(\d{1,6}),(\d{1,6})$/.exec(word) ?? [];
+  if (length === undefined)
+    throw new KernelError("EINVAL", "demo", `demo.images=${word} is not a list of images`);
+  return Array.from({ length: Number(length) }, (_, i) => `${prefix}${Number(first) + i}`);
 }
 
 /** @throws {KernelError} EINVAL when a word is missing or malformed */
@@ -118,6 +138,6 @@ export function planFromCommandLine(commandLine: string): DemoPlan {
     memoryBytes: count("memory"),
     updates: count("updates"),
     runNs: count("run"),
-    images: text("images").split(","),
+    images: imagesFromWord(text("images")),
   };
 }
