@@ -67,6 +67,17 @@ export function barShapes(raw: readonly number[], sizes: readonly number[]): Bar
   return shapes;
 }
 
+/** Index of the first memory BAR that has an address and no size; -1 if there is none. */
+export function unsizedBar(raw: readonly number[], sizes: readonly number[]): number {
+  for (let i = 0; i < raw.length; i++) {
+    const is64 = isMemory64(raw[i]);
+    const hasAddress = raw[i] > PCI_BASE_ADDRESS_MEM_FLAGS || (is64 && (raw[i + 1] ?? 0) !== 0);
+    if (!isIo(raw[i]) && hasAddress && sizes[i] === 0) return i;
+    if (is64) i++;
+  }
+  return -1;
+}
+
 /** Finds the sizes by the protocol of the specification. Memory decoding of the function must be off. */
 export function probeBarSizes(
   access: ConfigAccess,

@@ -39,7 +39,7 @@ import type { WordWriter } from "../../abi/words.ts";
 import { hex } from "../../base/units.ts";
 import type { Firmware, MemoryRange } from "../../machine/machine.ts";
 import { apart, type IncomingMemory } from "../kho/incoming.ts";
-import { type BarShape, barAddress, barCount, barShapes } from "./base-address.ts";
+import { type BarShape, barAddress, barCount, barShapes, unsizedBar } from "./base-address.ts";
 import type { ConfigAccess } from "./config-access.ts";
 import type { PciDevice } from "./device.ts";
 import { pciName } from "./function.ts";
@@ -83,6 +83,18 @@ const BAR_SIZE_LG2_MAX = 47;
 const COMMAND_LIMIT = 0xffff;
 
 type FunctionSer = ValueOf<typeof PCI_FUNCTION_SER>;
+
+/** What only functions of header type 0 have, and only bridges; 0 in the others. */
+const ENDPOINT_ONLY = ["bar2", "bar3", "bar4", "bar5"] as const;
+const BRIDGE_ONLY = [
+  "primary_bus",
+  "secondary_bus",
+  "subordinate_bus",
+  "memory_window",
+  "pref_window",
+  "pref_base_upper",
+  "pref_limit_upper",
+] as const;
 
 /** Writes all functions, as they are in hardware now, into a block of `pciSerOrder(devices.length)`. */
 export function writeFunctions(
@@ -130,6 +142,7 @@ export function decodeFunctions(
         if (hardware !== null) checkHardware(hardware.access, ser, record, at);
         checkAddresses(hardware?.firmware ?? null, records, record, at);
       }
+      checkAbsent(ser, record.isBridge, at);
       records.push(record);
     });
   }
@@ -192,6 +205,16 @@ function checkRecord(ser: FunctionSer, at: string): FunctionRecord {
   };
 }
 
+/** What a function of its header type does not have is 0. */
+function checkAbsent(ser: FunctionSer, isBridge: boolean, at: string): void {
+  for (const name of isBridge ? ENDPOINT_ONLY : BRIDGE_ONLY)
+    if (ser[name] !== 0)
+      throw new HandoverError(
+        `${at}.${name}`,
+        `is ${hex(ser[name])}; ${isBridge ? "no bridge has" : "only bridges have"} one`,
+      );
+}
+
 /** Whether the hardware is as the record of a preserved function says. */
 function checkHardware(
   access: ConfigAccess,
@@ -232,6 +255,12 @@ function checkAddresses(
   record: FunctionRecord,
   at: string,
 ): void {
+  const unsized = unsizedBar(record.bars, record.barSizes);
+  if (unsized >= 0)
+    throw new HandoverError(
+      `${at}.bar_size_lg2[${unsized}]`,
+      `is 0, but the BAR holds ${hex(record.bars[unsized])}`,
+    );
   for (const { index, range } of assignedBars(record)) {
     const place = `${at}.bar_size_lg2[${index}]`;
     const { start, lengthBytes } = range;
