@@ -26,6 +26,7 @@ export function randomHost(seed: number): SimulationOptions {
       : [segment(0, count, framesPerSecond, unit())];
   const spOff = prng.below(4);
   const updates = choose(1, 2);
+  const cachesNothing = prng.oneIn(2);
   return {
     seed,
     eventsPerStep: choose(1, 1, 2, 4, 16),
@@ -35,6 +36,7 @@ export function randomHost(seed: number): SimulationOptions {
     updates,
     runNs: 20_000 + prng.below(200_000),
     mayOverrun: true,
+    cachesNothing,
     commandLine: (update) => (((spOff >>> update) & 1) !== 0 ? "intel_iommu=sp_off" : ""),
   };
 }

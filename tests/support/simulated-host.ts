@@ -8,6 +8,7 @@
  */
 import assert from "node:assert/strict";
 import { FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE, O_RDWR } from "../../src/abi/uapi/fs.ts";
+import { GRANULARITY_GLOBAL } from "../../src/abi/vtd/registers.ts";
 import { isKernelError } from "../../src/base/errno.ts";
 import { GIB, MIB, PAGE_SIZE } from "../../src/base/units.ts";
 import { boot } from "../../src/kernel/boot.ts";
@@ -21,6 +22,7 @@ import type {
   SlotConfig,
 } from "../../src/machine/embedded/config.ts";
 import { DeterministicMachine } from "../../src/machine/embedded/deterministic.ts";
+import type { VtdUnit } from "../../src/machine/embedded/vtd/vtd-unit.ts";
 import type {
   BootParameters,
   KernelImage,
@@ -86,6 +88,11 @@ export interface SimulationOptions {
   readonly runNs?: number;
   /** Words beside "liveupdate=on"; 0 is the cold boot. */
   readonly commandLine?: (update: number) => string;
+  /**
+   * Remapping units forget all that they have cached before each request, as hardware may at any time: every walk
+   * starts from the root table, so that no cache hides an entry that is wrong for a moment.
+   */
+  readonly cachesNothing?: boolean;
   /** Frames may come faster than guests take them. */
   readonly mayOverrun?: boolean;
   /** Functions that the test itself attaches, as {@link functionKey}: it looks after what they reach. */
@@ -200,6 +207,8 @@ class Run {
       onDeviceWrite: (pa, lengthBytes) => observe(pa, lengthBytes),
       ...(options.eventsPerStep === undefined ? {} : { eventsPerStep: options.eventsPerStep }),
     });
+    if (options.cachesNothing === true)
+      for (const unit of this.#machine.hardware.vtds) if (unit !== null) forgetAlways(unit);
     const last = this.#machine.ram.ranges.at(-1);
     assert(last !== undefined && last.start + last.lengthBytes <= 4 * GIB, "a small machine");
     const writes = new DeviceWrites(last.start + last.lengthBytes);
@@ -412,6 +421,16 @@ class Run {
       count === 0 ? [] : [`${count} ${what} leaked`],
     );
   }
+}
+
+function forgetAlways(unit: VtdUnit): void {
+  const translate = unit.translate.bind(unit);
+  // The fabric calls the unit by this property, so an own one stands in for the method.
+  unit.translate = (sourceId, iova, isWrite) => {
+    unit.invalidateContext(GRANULARITY_GLOBAL, 0, 0, 0);
+    unit.invalidateIotlb(GRANULARITY_GLOBAL, 0, 0, 0);
+    return translate(sourceId, iova, isWrite);
+  };
 }
 
 function imageOf(update: number): KernelImage {
