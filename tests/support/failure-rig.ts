@@ -10,7 +10,7 @@ import { E1000E_DEVICE_ID, E1000E_VENDOR_ID } from "../../src/abi/e1000e.ts";
 import { O_RDWR } from "../../src/abi/uapi/fs.ts";
 import { LINUX_REBOOT_CMD_POWER_OFF } from "../../src/abi/uapi/reboot.ts";
 import { isKernelError } from "../../src/base/errno.ts";
-import { MIB } from "../../src/base/units.ts";
+import { alignUp, MIB } from "../../src/base/units.ts";
 import { fiemap } from "../../src/host/fiemap.ts";
 import type { Host } from "../../src/host/host.ts";
 import { listVfioDevices } from "../../src/host/vfio-devices.ts";
@@ -50,6 +50,8 @@ export interface RigOptions {
   readonly seed: number;
   readonly vms: number;
   readonly framesPerSecond?: number;
+  /** Of each VM. Default 8 MiB. */
+  readonly memoryBytes?: number;
   /** What runs on each kernel. */
   readonly userspace: (booted: Booted) => never;
   /** Called before each kernel's boot. */
@@ -65,14 +67,17 @@ export class FailureRig {
   readonly lines: string[] = [];
   readonly seed: number;
   readonly module: KernelModule;
+  readonly #memoryBytes: number;
   #boots = 0;
   /** Frames that each VM's NIC took for the VM that had it before: sequence numbers go on. */
   readonly #lostBefore = new Map<string, number>();
 
   constructor(options: RigOptions) {
     this.seed = options.seed;
+    this.#memoryBytes = options.memoryBytes ?? VM_BYTES;
     this.config = standardConfig({
-      memoryBytes: 2 * (VM_BYTES * Math.ceil(options.vms / 2) + 24 * MIB),
+      memoryBytes:
+        2 * (alignUp(this.#memoryBytes, 2 * MIB) * Math.ceil(options.vms / 2) + 24 * MIB),
       nics: options.vms,
       framesPerSecond: options.framesPerSecond ?? 20_000,
       installed: [IMAGE],
@@ -128,7 +133,7 @@ export class FailureRig {
       {
         name,
         memoryPath,
-        memoryBytes: VM_BYTES,
+        memoryBytes: this.#memoryBytes,
         devicePath: nics[index].path,
         noiommu: false,
       },
