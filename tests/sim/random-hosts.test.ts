@@ -8,7 +8,7 @@ import { randomHost } from "../support/random-host.ts";
 import { simulate } from "../support/simulated-host.ts";
 import { FAILED_SEEDS } from "./seeds.ts";
 
-const SEEDS = 300;
+const SEEDS = 250;
 const only = process.env["HOLDFAST_SEED"];
 
 function run(seed: number): void {
