@@ -4,6 +4,7 @@
  * Exit status 1 when one is missed.
  * @module
  */
+import { residentMemory, updateRows } from "./live-update.ts";
 import { mapRows, unitRows, walkRows } from "./page-tables.ts";
 import { referenceRates } from "./reference.ts";
 import { printSection } from "./report.ts";
@@ -15,4 +16,6 @@ ok =
     ...walkRows(reference),
     ...unitRows(reference),
   ]) && ok;
+ok = printSection("(c) a live update of one VM, by the size of its memory", updateRows()) && ok;
+console.log(`  resident memory ${residentMemory()}`);
 process.exitCode = ok ? 0 : 1;

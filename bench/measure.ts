@@ -11,6 +11,11 @@ export function bestSeconds(budgetMs: number, action: () => number): number {
   return best;
 }
 
+/** The clock, in nanoseconds. */
+export function nowNs(): number {
+  return Number(process.hrtime.bigint());
+}
+
 /** Seconds that an action takes. */
 export function seconds(action: () => void): number {
   const start = process.hrtime.bigint();

@@ -52,17 +52,22 @@ export function radixKeyPa(key: number, order: number): number {
 
 /** Index into a node of `level` 1 to 5. */
 export function radixTableIndex(key: number, level: number): number {
-  return Math.floor(key / levelSpan(level)) % ENTRIES;
+  // Bits of a number above 2^32 do not matter to `&`; `%` would be a call of fmod.
+  return (key / levelSpan(level)) & (ENTRIES - 1);
 }
 
 /** Index of the bit in the leaf. */
 export function radixBitmapIndex(key: number): number {
-  return key % 2 ** KHO_BITMAP_SIZE_LOG2;
+  return key & (2 ** KHO_BITMAP_SIZE_LOG2 - 1);
 }
+
+const LEVEL_SPAN = [0, 1, 2, 3, 4, 5].map(
+  (level) => 2 ** (KHO_BITMAP_SIZE_LOG2 + KHO_TABLE_SIZE_LOG2 * (level - 1)),
+);
 
 /** Number of keys under one entry of a node of `level` 1 to 5. */
 function levelSpan(level: number): number {
-  return 2 ** (KHO_BITMAP_SIZE_LOG2 + KHO_TABLE_SIZE_LOG2 * (level - 1));
+  return LEVEL_SPAN[level];
 }
 
 /** What a walk meets. */

@@ -177,7 +177,7 @@ export class Ram implements PhysicalMemory {
 
   store64(pa: number, value: number): void {
     if ((windowOffset(pa) & 7) !== 0) unaligned(pa, 8);
-    assert(Number.isSafeInteger(value) && value >= 0, `store64 of ${value}`);
+    assert(Number.isSafeInteger(value) && value >= 0, () => `store64 of ${value}`);
     this.store32(pa, value % 2 ** 32);
     this.store32(pa + 4, Math.floor(value / 2 ** 32));
   }
@@ -306,15 +306,17 @@ export class Ram implements PhysicalMemory {
   /** What `view` gives. Not `view` itself, which a subclass may override to tell of mappings. */
   #mapped(pa: number, lengthBytes: number): Uint8Array<SharedArrayBuffer> {
     const view = this.#bytesAt(pa, lengthBytes);
-    for (let at = pa; at < pa + lengthBytes; at += TOUCH_BYTES) this.#touch(at);
-    if (lengthBytes > 0) this.#touch(pa + lengthBytes - 1);
+    if (lengthBytes > 0) {
+      const last = Math.floor((pa + lengthBytes - 1) / TOUCH_BYTES);
+      this.#touched.fill(1, Math.floor(pa / TOUCH_BYTES), last + 1);
+    }
     return view;
   }
 
   #bytesAt(pa: number, lengthBytes: number): Uint8Array<SharedArrayBuffer> {
     if (!this.contains(pa, lengthBytes)) outside(pa);
     const offset = pa % WINDOW_BYTES;
-    assert(offset + lengthBytes <= WINDOW_BYTES, `${hex(pa)}+${lengthBytes} crosses 1 GiB`);
+    assert(offset + lengthBytes <= WINDOW_BYTES, () => `${hex(pa)}+${lengthBytes} crosses 1 GiB`);
     const bytes = this.#bytes[Math.floor(pa / WINDOW_BYTES)];
     if (bytes === undefined) outside(pa);
     return bytes.subarray(offset, offset + lengthBytes);

@@ -18,7 +18,7 @@ import {
 } from "../../abi/kexec-metadata.ts";
 import { encodeKhoFdt, KHO_FDT_MAX_BYTES, type KhoSubtree } from "../../abi/kho.ts";
 import { ByteWords } from "../../abi/words.ts";
-import { assert } from "../../base/assert.ts";
+import { assert, BugError } from "../../base/assert.ts";
 import { KernelError } from "../../base/errno.ts";
 import type { FaultInjector } from "../../base/fault-injector.ts";
 import { withUndo } from "../../base/undo.ts";
@@ -122,10 +122,8 @@ export class Kho implements KexecHandover {
     const bytes = orderBytes(order);
     if (this.#scratch.overlaps(pa, bytes))
       throw new KernelError("EINVAL", "preserve", `${hex(pa)} of order ${order} is in scratch`);
-    assert(
-      this.#mm.isCarvedOut(pa) || this.#mm.isAllocated(pa, order),
-      `preserve of ${hex(pa)}: not an allocated block of order ${order}`,
-    );
+    if (!this.#mm.isCarvedOut(pa) && !this.#mm.isAllocated(pa, order))
+      throw new BugError(`preserve of ${hex(pa)}: not an allocated block of order ${order}`);
     this.#faults.point("kho:preserve");
     this.#own.tree.add(pa, order);
     this.#preservedBytes += bytes;

@@ -22,6 +22,7 @@ import type { PhysicalMemory } from "../../machine/machine.ts";
 import type { PageAllocator } from "../mm/page-allocator.ts";
 
 const ROOT_LEVEL = KHO_TREE_MAX_DEPTH - 1;
+const KEYS_PER_LEAF = 8 * PAGE_SIZE;
 
 /** A tree of its own pages, order 0, which it does not mark as preserved. */
 export class RadixTree {
@@ -31,6 +32,9 @@ export class RadixTree {
   readonly #mm: PageAllocator;
   /** Children of each node, bits of each leaf. Counts only: the tree itself is in memory alone. */
   readonly #used = new Map<number, number>();
+  /** The leaf of the last key, and which keys it is for: blocks of a file are neighbours. */
+  #lastGroup = -1;
+  #lastLeaf = 0;
 
   /** @throws {KernelError} ENOMEM */
   constructor(memory: PhysicalMemory, mm: PageAllocator) {
@@ -49,12 +53,8 @@ export class RadixTree {
   has(pa: number, order: number): boolean {
     if (!isIndex(order, 52) || !(pa >= 0) || !isAligned(pa, orderBytes(order))) return false;
     const key = encodeRadixKey(pa, order);
-    let node = this.root;
-    for (let level = ROOT_LEVEL; level > 0 && node !== 0; level--)
-      node = this.#child(node, key, level);
-    if (node === 0) return false;
-    const bit = radixBitmapIndex(key);
-    return ((this.#memory.load32(wordAddress(node, bit)) >>> (bit & 31)) & 1) !== 0;
+    const leaf = this.#leafOf(key);
+    return leaf !== 0 && this.#hasBit(leaf, radixBitmapIndex(key));
   }
 
   /**
@@ -62,8 +62,15 @@ export class RadixTree {
    * @throws {KernelError} ENOMEM; nothing is changed then
    */
   add(pa: number, order: number): void {
-    assert(!this.has(pa, order), `${hex(pa)} of order ${order} is not preserved yet`);
     const key = encodeRadixKey(pa, order);
+    const leaf = this.#leafOf(key);
+    if (leaf !== 0) {
+      const bit = radixBitmapIndex(key);
+      assert(!this.#hasBit(leaf, bit), () => `${hex(pa)} of order ${order} is not preserved yet`);
+      this.#setBit(leaf, bit);
+      this.#count(leaf, 1);
+      return;
+    }
     let node = this.root;
     let level = ROOT_LEVEL;
     while (level > 0) {
@@ -72,14 +79,13 @@ export class RadixTree {
       node = child;
       level--;
     }
-    if (level === 0) this.#setBit(node, radixBitmapIndex(key));
-    else this.#addBranch(node, level, key);
+    this.#addBranch(node, level, key);
     this.#count(node, 1);
   }
 
   /** Unmarks a block that is marked. Never fails. */
   delete(pa: number, order: number): void {
-    assert(this.has(pa, order), `${hex(pa)} of order ${order} is preserved`);
+    assert(this.has(pa, order), () => `${hex(pa)} of order ${order} is preserved`);
     const key = encodeRadixKey(pa, order);
     const path: number[] = [];
     let node = this.root;
@@ -129,6 +135,24 @@ export class RadixTree {
     );
   }
 
+  /** The leaf that has a key's bit, or 0. */
+  #leafOf(key: number): number {
+    const group = Math.floor(key / KEYS_PER_LEAF);
+    if (group === this.#lastGroup) return this.#lastLeaf;
+    let node = this.root;
+    for (let level = ROOT_LEVEL; level > 0 && node !== 0; level--)
+      node = this.#child(node, key, level);
+    if (node !== 0) {
+      this.#lastGroup = group;
+      this.#lastLeaf = node;
+    }
+    return node;
+  }
+
+  #hasBit(leaf: number, bit: number): boolean {
+    return ((this.#memory.load32(wordAddress(leaf, bit)) >>> (bit & 31)) & 1) !== 0;
+  }
+
   #child(node: number, key: number, level: number): number {
     return this.#memory.load64(entryAddress(node, key, level));
   }
@@ -145,6 +169,7 @@ export class RadixTree {
   }
 
   #freeNode(node: number): void {
+    if (node === this.#lastLeaf) this.#lastGroup = -1;
     this.#used.delete(node);
     this.#mm.free(node, 0);
   }
@@ -156,6 +181,6 @@ function entryAddress(node: number, key: number, level: number): number {
 
 /** Address of the 32-bit word that holds a leaf's bit. */
 function wordAddress(leaf: number, bit: number): number {
-  assert(bit < 8 * PAGE_SIZE, "a leaf has 32,768 bits");
+  assert(bit < KEYS_PER_LEAF, "a leaf has 32,768 bits");
   return leaf + 4 * (bit >>> 5);
 }

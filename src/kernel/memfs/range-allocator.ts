@@ -51,7 +51,7 @@ export class RangeAllocator {
 
   free(pa: number, order: number): void {
     const bytes = orderBytes(order);
-    assert(alignDown(pa, bytes) === pa, `free of ${hex(pa)}, order ${order}`);
+    assert(alignDown(pa, bytes) === pa, () => `free of ${hex(pa)}, order ${order}`);
     let i = 0;
     for (let end = this.#starts.length; i < end; ) {
       const middle = (i + end) >>> 1;

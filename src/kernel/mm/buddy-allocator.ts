@@ -90,9 +90,9 @@ export class BuddyAllocator implements PageAllocator {
   }
 
   alloc(order: number, options: AllocOptions = {}): number {
-    assert(isIndex(order, MAX_ORDER), `alloc of order ${order}`);
+    assert(isIndex(order, MAX_ORDER), () => `alloc of order ${order}`);
     const node = options.node ?? 0;
-    assert(isIndex(node, this.#nodeCount - 1), `alloc on node ${node}`);
+    assert(isIndex(node, this.#nodeCount - 1), () => `alloc on node ${node}`);
     this.#faults.point("mm:alloc");
     const tries = options.thisNode === true ? 1 : this.#nodeCount;
     for (let i = 0; i < tries; i++) {
@@ -117,7 +117,10 @@ export class BuddyAllocator implements PageAllocator {
       zone.free(pa, order);
       return;
     }
-    assert(zone.isAllocated(pa, order), `free of ${hex(pa)}: not an allocated block of that order`);
+    assert(
+      zone.isAllocated(pa, order),
+      () => `free of ${hex(pa)}: not an allocated block of that order`,
+    );
     this.#held.push({ pa, order });
   }
 
@@ -237,8 +240,11 @@ export class BuddyAllocator implements PageAllocator {
   }
 
   #zoneOfBlock(pa: number, order: number, op: string): Zone {
-    assert(isIndex(order, MAX_ORDER), `${op} with order ${order}`);
-    assert(isAligned(pa, orderBytes(order)), `${op} of ${hex(pa)}: not aligned to order ${order}`);
+    assert(isIndex(order, MAX_ORDER), () => `${op} with order ${order}`);
+    assert(
+      isAligned(pa, orderBytes(order)),
+      () => `${op} of ${hex(pa)}: not aligned to order ${order}`,
+    );
     const zone = this.#zoneAt(pa);
     if (zone === null) throw new BugError(`${op} of ${hex(pa)}: not memory of this allocator`);
     return zone;

@@ -13,6 +13,7 @@
  */
 import { assert, BugError } from "../../base/assert.ts";
 import { alignDown, hex, MAX_ORDER, orderBytes, PAGE_SIZE } from "../../base/units.ts";
+import { BlockHeads } from "./block-heads.ts";
 import { FreeBitmap } from "./free-bitmap.ts";
 
 /** Head byte of an allocated block of order n: n + 1. */
@@ -28,7 +29,7 @@ export class Zone {
   /** The largest order that a block of this zone can have. */
   readonly maxOrder: number;
   readonly #base: number;
-  readonly #heads: Uint8Array;
+  readonly #heads: BlockHeads;
   readonly #free: FreeBitmap[] = [];
   #freePages = 0;
   #reservedPages = 0;
@@ -43,7 +44,7 @@ export class Zone {
     // Aligned no further than any block can be: a small zone must not pay for 1 GiB of head bytes.
     this.#base = alignDown(start, orderBytes(this.maxOrder));
     const span = (end - this.#base) / PAGE_SIZE;
-    this.#heads = new Uint8Array(span);
+    this.#heads = new BlockHeads(span);
     for (let order = 0; order <= this.maxOrder; order++)
       this.#free.push(new FreeBitmap(Math.ceil(span / 2 ** order)));
   }
@@ -59,7 +60,7 @@ export class Zone {
   }
   /** Bytes of bookkeeping when every page of it is touched. */
   get metadataBytes(): number {
-    return this.#free.reduce((sum, bitmap) => sum + bitmap.metadataBytes, this.#heads.length);
+    return this.#free.reduce((sum, map) => sum + map.metadataBytes, this.#heads.metadataBytes);
   }
 
   /** Makes `start` .. `end` free: at boot, for memory of which nothing is known yet. */
@@ -77,7 +78,7 @@ export class Zone {
 
   /** Notes a block that the previous kernel preserved: at boot. */
   addReserved(pa: number, order: number): void {
-    this.#heads[this.#page(pa)] = RESERVED + order;
+    this.#heads.set(this.#page(pa), order, RESERVED + order);
     this.#reservedPages += 1 << order;
   }
 
@@ -99,7 +100,7 @@ export class Zone {
       this.#free[from].add(block + 1);
     }
     const page = block << order;
-    this.#heads[page] = ALLOCATED + order;
+    this.#heads.set(page, order, ALLOCATED + order);
     this.#freePages -= 1 << order;
     return this.#base + page * PAGE_SIZE;
   }
@@ -107,11 +108,11 @@ export class Zone {
   /** @throws {BugError} when `pa` is not the start of an allocated block of that order */
   free(pa: number, order: number): void {
     const page = this.#page(pa);
-    if (this.#heads[page] !== ALLOCATED + order)
+    if (this.#heads.get(page) !== ALLOCATED + order)
       throw new BugError(
-        `free of ${hex(pa)} with order ${order}: ${describeHead(this.#heads[page])}`,
+        `free of ${hex(pa)} with order ${order}: ${describeHead(this.#heads.get(page))}`,
       );
-    this.#heads[page] = 0;
+    this.#heads.set(page, order, 0);
     this.#freePages += 1 << order;
     let block = page >>> order;
     let o = order;
@@ -126,16 +127,16 @@ export class Zone {
   /** @throws {BugError} when `pa` is not the start of a reserved block of that order */
   adopt(pa: number, order: number): void {
     const page = this.#page(pa);
-    if (this.#heads[page] !== RESERVED + order)
+    if (this.#heads.get(page) !== RESERVED + order)
       throw new BugError(
-        `adopt of ${hex(pa)} with order ${order}: ${describeHead(this.#heads[page])}`,
+        `adopt of ${hex(pa)} with order ${order}: ${describeHead(this.#heads.get(page))}`,
       );
-    this.#heads[page] = ALLOCATED + order;
+    this.#heads.set(page, order, ALLOCATED + order);
     this.#reservedPages -= 1 << order;
   }
 
   isAllocated(pa: number, order: number): boolean {
-    return this.#heads[this.#page(pa)] === ALLOCATED + order;
+    return this.#heads.get(this.#page(pa)) === ALLOCATED + order;
   }
 
   #page(pa: number): number {

@@ -32,14 +32,14 @@ export class InterruptController implements InterruptSink, Interrupts {
 
   /** Makes a vector pending. Raising a pending vector again changes nothing: interrupts are messages, not counts. */
   raise(vector: number): void {
-    assert(vector >= 0 && vector < VECTORS, `interrupt vector ${vector}`);
+    assert(vector >= 0 && vector < VECTORS, () => `interrupt vector ${vector}`);
     Atomics.or(this.#words, vector >>> 5, 1 << (vector & 31));
     Atomics.add(this.#words, RAISES, 1);
     Atomics.notify(this.#words, RAISES);
   }
 
   take(vector: number): boolean {
-    assert(vector >= 0 && vector < VECTORS, `interrupt vector ${vector}`);
+    assert(vector >= 0 && vector < VECTORS, () => `interrupt vector ${vector}`);
     const bit = 1 << (vector & 31);
     return (Atomics.and(this.#words, vector >>> 5, ~bit) & bit) !== 0;
   }

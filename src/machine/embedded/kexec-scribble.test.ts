@@ -72,6 +72,21 @@ describe("scribble()", () => {
     assert.notEqual(bytes(1), bytes(2));
   });
 
+  it("goes over kept memory in one step, whatever of it was stored to", () => {
+    const ram = new Ram(createSharedRam([{ start: 0, lengthBytes: 16 * GIB }]));
+    for (let at = 0; at < 16 * GIB; at += GIB) ram.view(at, GIB);
+    const keep = [{ start: PAGE_SIZE, lengthBytes: 16 * GIB - 2 * PAGE_SIZE }];
+    let pieces = 0;
+    const range = { start: 0, lengthBytes: 16 * GIB };
+    assert.equal(
+      scribble(ram, [range], keep, scribblePattern(1), () => pieces++),
+      2 * PAGE_SIZE,
+    );
+    assert.equal(pieces, 2);
+    assert.equal(ram.load32(GIB), 0);
+    assert.notEqual(ram.load32(16 * GIB - 4), 0);
+  });
+
   it("goes at memory bandwidth over touched memory (figure only)", (t) => {
     const ram = new Ram(createSharedRam([{ start: 0, lengthBytes: 512 * GIB }]));
     ram.fill(0, 64 * MIB, 1);

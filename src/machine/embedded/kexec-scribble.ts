@@ -3,7 +3,8 @@
  *
  * A real kexec leaves memory as it is, so a kernel that relies on something it forgot to preserve works by luck
  * until its memory is reused. Here all of that memory is overwritten before the next kernel starts.
- * It lies within the blackout, so it goes at memory bandwidth and looks only at memory that was ever stored to.
+ * It lies within the blackout, so it goes at memory bandwidth and looks only at memory that was ever stored to and is
+ * not kept.
  * Invariants: no byte of a kept range changes; every other byte of the given ranges that was ever stored to is
  * overwritten.
  * @module
@@ -39,6 +40,12 @@ export function scribble(
     while (at < end) {
       const pieceEnd = Math.min(end, at - (at % PIECE_BYTES) + PIECE_BYTES);
       while (next < keep.length && keep[next].start + keep[next].lengthBytes <= at) next++;
+      if (next < keep.length && keep[next].start <= at) {
+        // Guest memory that is mapped counts as stored to, and there may be a terabyte of it: in one step over it.
+        const keptEnd = keep[next].start + keep[next].lengthBytes;
+        at = Math.max(keptEnd, ram.nextTouched(keptEnd));
+        continue;
+      }
       let from = at;
       for (let k = next; k < keep.length && keep[k].start < pieceEnd; k++) {
         if (keep[k].start > from) overwritten += overwrite(ram, pattern, from, keep[k].start);

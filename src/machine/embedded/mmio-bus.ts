@@ -46,7 +46,10 @@ export class MmioBus implements Mmio {
 
 /** Alignment is the kernel's own promise: what a user asks for is split before it comes here. */
 export function assertAligned(pa: number, size: number): void {
-  assert(pa >= 0 && pa % size === 0, `MMIO access of ${size} bytes at ${hex(pa)} is not aligned`);
+  assert(
+    pa >= 0 && pa % size === 0,
+    () => `MMIO access of ${size} bytes at ${hex(pa)} is not aligned`,
+  );
 }
 
 function allOnes(size: 1 | 2 | 4): number {
