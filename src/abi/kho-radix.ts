@@ -31,11 +31,14 @@ export const KHO_RADIX_MAX_ORDER = 52;
 const MAX_NODES = 2 ** 20;
 const ENTRIES = 2 ** KHO_TABLE_SIZE_LOG2;
 
+/** By order: the key of the block at address 0. */
+const FIRST_KEY = Array.from({ length: KHO_RADIX_MAX_ORDER + 1 }, (_, order) => 2 ** (52 - order));
+
 /** The key of a block. `pa` is aligned to the block's size and below 2^64 (a number, exact below 2^53). */
 export function encodeRadixKey(pa: number, order: number): number {
   const size = orderBytes(order);
   assert(order >= 0 && order <= KHO_RADIX_MAX_ORDER && isAligned(pa, size), "a block has a key");
-  return 2 ** (52 - order) + pa / size;
+  return FIRST_KEY[order] + pa / size;
 }
 
 /** Order of the block that a key names; -1 for the key 0, which names none. */
@@ -47,7 +50,7 @@ export function radixKeyOrder(key: number): number {
 
 /** Address of the block that a key of that order names. */
 export function radixKeyPa(key: number, order: number): number {
-  return (key - 2 ** (52 - order)) * orderBytes(order);
+  return (key - FIRST_KEY[order]) * orderBytes(order);
 }
 
 /** Index into a node of `level` 1 to 5. */

@@ -142,7 +142,7 @@ export class IncomingHandover implements IncomingMemory {
     const index = this.#blocks.find(pa);
     if (index < 0 || this.#blocks.order(index) !== order || this.#taken[index] !== 0) return false;
     this.#taken[index] = 1;
-    this.#untakenPages -= 2 ** order;
+    this.#untakenPages -= 1 << order;
     return true;
   }
 
@@ -189,7 +189,7 @@ class SortedBlocks implements BlockList {
     return Math.floor(this.#packed[index] / 64) * PAGE_SIZE;
   }
   order(index: number): number {
-    return this.#packed[index] % 64;
+    return this.#packed[index] & 63;
   }
   end(index: number): number {
     return this.pa(index) + orderBytes(this.order(index));
