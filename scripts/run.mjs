@@ -74,7 +74,7 @@ const compiled = (source) => join("dist", source.replace(/\.ts$/, ".js"));
 function build() {
   ensureInstalled();
   const sources = new Set(
-    ["src", "tests", "bench"].flatMap((f) => filesBelow(f, ".ts").map(compiled)),
+    ["src", "tests", "bench", "scripts"].flatMap((f) => filesBelow(f, ".ts").map(compiled)),
   );
   // What a deleted source left behind must not run again.
   for (const file of filesBelow("dist", ".js")) if (!sources.has(file)) rmSync(join(root, file));
@@ -100,7 +100,7 @@ const commands = {
     build();
     const wanted = args.filter((a) => !a.startsWith("-"));
     const options = args.filter((a) => a.startsWith("-"));
-    const tests = ["src", "tests"]
+    const tests = ["src", "tests", "scripts"]
       .flatMap((folder) => filesBelow(folder, ".test.ts"))
       .filter((file) => wanted.length === 0 || wanted.some((w) => file.includes(relative(".", w))));
     if (tests.length === 0) fail(`no test file matches ${wanted.join(" ")}`);
@@ -123,6 +123,11 @@ const commands = {
   format() {
     ensureInstalled();
     biome("check", "--write", ".");
+  },
+  /** A Linux kernel with live update for tests/linux: found in the cache, or built into it. */
+  "linux-kernel"() {
+    build();
+    run(process.execPath, [compiled("scripts/linux/build-kernel.ts")]);
   },
   bench(args) {
     build();
