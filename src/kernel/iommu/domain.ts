@@ -58,10 +58,16 @@ export interface RestoredDomain {
 
 /** Domains and attachments of a handover. */
 export interface IncomingDomains {
-  /** Whether a domain of a user has that id. */
-  has(id: number): boolean;
-  /** Id of the domain that a function is attached to, or null. */
-  domainOf(segment: number, bdf: number): number | null;
+  /** Asks for the domain of a user with that id: it has found its HWPT. @returns whether there is one */
+  askFor(id: number): boolean;
+  /** Asks for a function's attachment: the function has found its file. @returns the id of its domain, or null */
+  askForDomainOf(segment: number, bdf: number): number | null;
+  /** Memory that a domain of a user leads to, by IOVA; neighbours may be contiguous. */
+  memoryOf(id: number): Iterable<{
+    readonly iova: number;
+    readonly pa: number;
+    readonly lengthBytes: number;
+  }>;
 }
 
 /** The IOMMU core. */

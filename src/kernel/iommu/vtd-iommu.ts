@@ -22,6 +22,7 @@ import type { KexecHandover } from "../kho/handover.ts";
 import type { FileLifecycleBound } from "../liveupdate/file-handler.ts";
 import type { PageAllocator } from "../mm/page-allocator.ts";
 import { type PciFunction, pciName } from "../pci/function.ts";
+import { AskedDomains } from "./asked-domains.ts";
 import { functionKey } from "./attached-function.ts";
 import type { Attachment } from "./attachment.ts";
 import { compareTables } from "./compare-tables.ts";
@@ -77,7 +78,7 @@ export class VtdIommu implements IommuCore {
   readonly #outgoing: OutgoingHandover;
   readonly #attachments = new Map<number, Attachment>();
   readonly #restored = new Map<number, RestoredTables>();
-  #incoming: IncomingDomains | null = null;
+  #incoming: AskedDomains | null = null;
   #domainCount = 0;
   #faultOverflows = 0;
 
@@ -113,9 +114,10 @@ export class VtdIommu implements IommuCore {
       decode: (incoming, data, field) => {
         const decoder = new HandoverDecoder(incoming, field, this.#units, this.#rmrrs);
         const decoded = decoder.decode(data);
-        this.#incoming = incomingDomains(decoded);
+        this.#incoming = new AskedDomains(incoming.memory, decoded);
         return decoded;
       },
+      checkAsked: (_decoded, field) => this.#incoming?.check(field),
       adopt: (data) => this.#adopt(data),
       finish: () => this.#finishRestored(),
     };
@@ -463,14 +465,6 @@ export class VtdIommu implements IommuCore {
     for (const attachment of this.#attachments.values())
       if (this.#rmrrOf(attachment) !== null) yield attachment;
   }
-}
-
-function incomingDomains({ domains, devices }: DecodedIommu): IncomingDomains {
-  return {
-    has: (id) => domains[id] != null && domains[id].kind !== IOMMU_DOMAIN_RMRR,
-    domainOf: (segment, bdf) =>
-      devices.find((d) => d.segment === segment && d.bdf === bdf)?.domain ?? null,
-  };
 }
 
 function name({ segment, bdf }: { readonly segment: number; readonly bdf: number }): string {

@@ -18,7 +18,7 @@ import {
 } from "../../abi/iommufd-luo.ts";
 import { assert } from "../../base/assert.ts";
 import { hex, isAligned, MAX_ORDER, orderBytes, PAGE_SIZE } from "../../base/units.ts";
-import { IOMMU_READ, IOMMU_WRITE } from "../iommu/domain.ts";
+import { type IncomingDomains, IOMMU_READ, IOMMU_WRITE } from "../iommu/domain.ts";
 import type { IncomingMemory } from "../kho/incoming.ts";
 import type { DecodedSessionView } from "../liveupdate/file-handler.ts";
 import { IOVA_END } from "./noiommu-domain.ts";
@@ -124,6 +124,30 @@ export function checkIommufdLinks(
         throw new HandoverError(
           `${hwpt} iommufd_area_ser[${j}].file_token`,
           `the session has no file ${hex(area.file_token)}`,
+        );
+  }
+}
+
+/**
+ * Checks that files of the session keep all memory that devices reach by its domains: what lies anywhere else may be given
+ * to others while they do, preserved as it may be.
+ *
+ * @param memoryOf - what a domain leads to, by IOVA
+ * @throws {HandoverError}
+ */
+export function checkIommufdMemory(
+  { hwpts }: DecodedIommufd,
+  session: DecodedSessionView,
+  field: string,
+  memoryOf: IncomingDomains["memoryOf"],
+): void {
+  for (const [i, { domainId }] of hwpts.entries()) {
+    if (domainId === null) continue;
+    for (const { iova, pa, lengthBytes } of memoryOf(domainId))
+      if (!session.keeps(pa, lengthBytes))
+        throw new HandoverError(
+          `${field} iommufd_hwpt_ser[${i}].domain_id`,
+          `iova ${hex(iova)} of domain ${domainId} leads to ${hex(pa)}+${hex(lengthBytes)}, which no file of the session keeps`,
         );
   }
 }

@@ -9,7 +9,7 @@ import {
   iommufd_hwpt_ser,
   iommufd_ser,
 } from "../../abi/iommufd-luo.ts";
-import { F_GET_SEALS, F_SEAL_GROW, F_SEAL_SEAL, F_SEAL_SHRINK } from "../../abi/uapi/fs.ts";
+import { F_GET_SEALS } from "../../abi/uapi/fs.ts";
 import { assert } from "../../base/assert.ts";
 import { KernelError } from "../../base/errno.ts";
 import { withUndo } from "../../base/undo.ts";
@@ -27,10 +27,12 @@ import type {
   SessionView,
 } from "../liveupdate/file-handler.ts";
 import type { PageAllocator } from "../mm/page-allocator.ts";
+import { SEALS_FOR_DMA } from "../shmem/shmem-inode.ts";
 import type { File } from "../vfs/file.ts";
 import { IommufdFile } from "./file.ts";
 import {
   checkIommufdLinks,
+  checkIommufdMemory,
   type DecodedIommufd,
   decodeIommufd,
   iommufdSerOrder,
@@ -43,8 +45,6 @@ import { RestoredNoiommu } from "./restored-noiommu.ts";
 
 const PRESERVE = "LIVEUPDATE_SESSION_PRESERVE_FD";
 const RETRIEVE = "LIVEUPDATE_SESSION_RETRIEVE_FD";
-/** Without these a memfd could lose memory that the page tables name. */
-const NEEDED_SEALS = F_SEAL_SEAL | F_SEAL_GROW | F_SEAL_SHRINK;
 
 export class IommufdFileHandler implements FileHandler<DecodedIommufd> {
   readonly compatible = IOMMUFD_LUO_COMPATIBLE;
@@ -169,7 +169,8 @@ export class IommufdFileHandler implements FileHandler<DecodedIommufd> {
 
   checkLinks(data: DecodedIommufd, session: DecodedSessionView, field: string): void {
     const { incoming } = this.#iommufd.iommu;
-    checkIommufdLinks(data, session, field, (domainId) => incoming?.has(domainId) === true);
+    checkIommufdLinks(data, session, field, (domainId) => incoming?.askFor(domainId) === true);
+    checkIommufdMemory(data, session, field, (domainId) => incoming?.memoryOf(domainId) ?? []);
   }
 
   /** @throws {KernelError} EINVAL when a domain is not in the handover, or a file does not hold an area; ENOMEM */
@@ -234,7 +235,7 @@ function checkAreas(hwpt: PagingHwpt, session: SessionView): void {
         PRESERVE,
         `${iovaRange(area)} under hwpt ${hwpt.id} is backed by a ${file.kind} that is not preserved in session "${session.name}"`,
       );
-    if (file.kind === "memfd" && (file.fcntl(F_GET_SEALS, 0) & NEEDED_SEALS) !== NEEDED_SEALS)
+    if (file.kind === "memfd" && (file.fcntl(F_GET_SEALS, 0) & SEALS_FOR_DMA) !== SEALS_FOR_DMA)
       throw new KernelError(
         "EINVAL",
         PRESERVE,

@@ -8,6 +8,7 @@
  * Source: Linux 7.3 include/linux/liveupdate.h, kernel/liveupdate/{luo_file,luo_flb}.c
  * @module
  */
+import type { MemoryRange } from "../../machine/machine.ts";
 import type { IncomingMemory } from "../kho/incoming.ts";
 import type { File } from "../vfs/file.ts";
 
@@ -48,6 +49,8 @@ export interface DecodedSessionView {
   dataOf(token: bigint, handler: FileDecoder): unknown;
   /** Whether there is a file with that token. */
   has(token: bigint): boolean;
+  /** Whether files of the session keep all of this memory where it is until the session is finished. */
+  keeps(pa: number, lengthBytes: number): boolean;
 }
 
 /**
@@ -73,6 +76,8 @@ export interface FileDecoder<D = unknown> {
    * @throws {HandoverError}
    */
   checkLinks?(data: D, session: DecodedSessionView, field: string): void;
+  /** Memory that the file keeps where it is until its session is finished: what devices may be given. Default none. */
+  memoryOf?(data: D): Iterable<MemoryRange>;
 }
 
 export interface FileHandler<D = unknown> extends FileDecoder<D> {
@@ -110,6 +115,13 @@ export interface FlbDecoder<D = unknown> {
   readonly compatible: string;
   /** As {@link FileDecoder.decode}; runs before the decoders of files. @throws {HandoverError} */
   decode(incoming: IncomingMemory, data: bigint, field: string): D;
+  /**
+   * All files have been decoded, and those that need a part of this have asked for it (`checkLinks`): refuses what nobody
+   * will come for.
+   * @param field - as of `decode`
+   * @throws {HandoverError}
+   */
+  checkAsked?(data: D, field: string): void;
 }
 
 /** File-lifecycle-bound global state. */

@@ -90,6 +90,8 @@ const WRONG: readonly {
       liveupdate_num: [
         [({ rig, luo }) => rig.ram.store64(luo + 8, 0), "luo_ser.liveupdate_num"],
         [({ rig, luo }) => rig.ram.store32(luo + 12, 2 ** 31), "luo_ser.liveupdate_num"],
+        // The last number that could be read, but not be counted on from.
+        [({ rig, luo }) => rig.ram.store64(luo + 8, 2 ** 53 - 1), "luo_ser.liveupdate_num"],
       ],
       sessions_pa: [
         [({ rig, luo }) => rig.ram.store64(luo + 16, 8), "luo_ser.sessions_pa"],

@@ -30,6 +30,7 @@ import {
 } from "../../abi/luo.ts";
 import { hex } from "../../base/units.ts";
 import { apart, type IncomingMemory, type Place } from "../kho/incoming.ts";
+import { MergedRanges } from "../mm/merged-ranges.ts";
 import type { FileDecoder, FileHandler, FileLifecycleBound, FlbDecoder } from "./file-handler.ts";
 import { flbEntryPa, type IncomingFlb } from "./flb-registry.ts";
 import type { DecodedFile } from "./incoming-session.ts";
@@ -109,7 +110,8 @@ class Decoder<H extends FileDecoder, F extends FlbDecoder> {
       );
     const place = { pa: blob.pa, struct: LUO_SER };
     apart(incoming, place, () => {
-      if (!Number.isSafeInteger(luo.liveupdate_num) || luo.liveupdate_num < 1)
+      // One more than it is this kernel's.
+      if (!Number.isSafeInteger(luo.liveupdate_num + 1) || luo.liveupdate_num < 1)
         throw new HandoverError("luo_ser.liveupdate_num", `${luo.liveupdate_num} is not a number`);
     });
     this.#part(place, () => this.#decodeFlbs(luo.flbs_pa));
@@ -117,7 +119,10 @@ class Decoder<H extends FileDecoder, F extends FlbDecoder> {
     if (!this.#isIncomplete)
       this.#flbs.forEach((one, i) => {
         const at = { pa: flbEntryPa(luo.flbs_pa, i), struct: LUO_FLB_SER };
-        apart(incoming, at, () => this.#checkUsers(one, i, sessions));
+        apart(incoming, at, () => {
+          this.#checkUsers(one, i, sessions);
+          one.flb.checkAsked?.(one.data, `FLB "${one.flb.compatible}"`);
+        });
       });
     return {
       liveupdateNumber: luo.liveupdate_num,
@@ -227,7 +232,14 @@ class Decoder<H extends FileDecoder, F extends FlbDecoder> {
       places.set(file, place);
     }
     const byToken = new Map(files.map((file) => [file.token, file]));
+    let kept: MergedRanges | null = null;
     const view = {
+      keeps(pa: number, lengthBytes: number) {
+        kept ??= new MergedRanges(
+          files.flatMap(({ handler, data }) => [...(handler.memoryOf?.(data) ?? [])]),
+        );
+        return kept.contains(pa, lengthBytes) || unread.size > 0;
+      },
       has: (token: bigint) => byToken.has(token) || unread.has(token),
       dataOf(token: bigint, handler: FileDecoder) {
         const file = byToken.get(token);

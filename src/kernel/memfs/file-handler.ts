@@ -10,6 +10,7 @@
  */
 import { MEMFS_FILE_COMPATIBLE } from "../../abi/memfs.ts";
 import { assert } from "../../base/assert.ts";
+import type { MemoryRange } from "../../machine/machine.ts";
 import type { IncomingMemory } from "../kho/incoming.ts";
 import type { FileHandler, PreserveArgs, SessionView } from "../liveupdate/file-handler.ts";
 import type { File } from "../vfs/file.ts";
@@ -41,6 +42,10 @@ export class MemfsFileHandler implements FileHandler<RetainedFile> {
 
   decode(_incoming: IncomingMemory, data: bigint, field: string): RetainedFile {
     return this.#memfs.claimIncoming(data, field);
+  }
+
+  memoryOf(data: RetainedFile): Iterable<MemoryRange> {
+    return data.memory;
   }
 
   retrieve({ data }: { readonly session: SessionView; readonly data: RetainedFile }): File {

@@ -36,6 +36,7 @@ import { utf8Length } from "../vfs/user-value.ts";
 import { adoptStore, type MemfsServices } from "./adopt.ts";
 import { BlockChain } from "./block-chain.ts";
 import { CARVE_OUT_ALIGNMENT, type CarveOut, carveOutBlocks } from "./carve-out.ts";
+import { extentBytes } from "./change.ts";
 import type { DecodedMemfs } from "./decode.ts";
 import { encodeInode, type Inode, newInode } from "./inode.ts";
 import { MemfsFile } from "./memfs-file.ts";
@@ -50,6 +51,8 @@ export interface RetainedFile {
   readonly slot: number;
   readonly ino: number;
   readonly generation: number;
+  /** Where its bytes lie. */
+  readonly memory: readonly MemoryRange[];
 }
 
 interface Retention {
@@ -218,13 +221,18 @@ export class Memfs {
    * @throws {HandoverError} when there is no such file, or another session names it too
    */
   claimIncoming(data: bigint, field: string): RetainedFile {
-    const file = { data, ...decodeRetained(data) };
-    const store = this.#incoming?.stores.find((s) => s.slot === file.slot);
-    const inode = store?.inodes.get(file.ino);
-    if (inode?.kind !== "file" || inode.generation !== file.generation)
+    const retained = decodeRetained(data);
+    const store = this.#incoming?.stores.find((s) => s.slot === retained.slot);
+    const inode = store?.inodes.get(retained.ino);
+    if (inode?.kind !== "file" || inode.generation !== retained.generation)
       throw new HandoverError(field, `memfs has no file ${hex(data)}`);
     if (this.#claimed.has(data))
       throw new HandoverError(field, `file ${hex(data)} is in a session already`);
+    const memory = inode.extents.map((extent) => ({
+      start: extent.pa,
+      lengthBytes: extentBytes(extent),
+    }));
+    const file = { data, ...retained, memory };
     this.#claimed.set(data, file);
     return file;
   }

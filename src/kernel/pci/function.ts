@@ -47,6 +47,12 @@ export function pciName(segment: number, bdf: number): string {
   return `${h(segment, 4)}:${h(bdf >> 8, 2)}:${h((bdf >> 3) & 31, 2)}.${bdf & 7}`;
 }
 
+/** Functions of a handover. */
+export interface IncomingFunctions {
+  /** Asks for a preserved function: it has found its file. @returns whether it is preserved, and is no bridge */
+  askFor(segment: number, bdf: number): boolean;
+}
+
 /** All functions found, and their part in a live update. */
 export interface PciRoot {
   readonly functions: readonly PciFunction[];
@@ -59,6 +65,8 @@ export interface PciRoot {
   preserve(pci: PciFunction): void;
   unpreserve(pci: PciFunction): void;
   isPreserved(pci: PciFunction): boolean;
+  /** What was decoded of a handover, for checks before anything is adopted; null when nothing was handed over. */
+  readonly incoming: IncomingFunctions | null;
   /** An incoming function has found its owner again and is ordinary from here on. */
   finish(pci: PciFunction): void;
   /** At reboot(KEXEC), when nothing can fail any more: bus mastering off for what is not preserved. */

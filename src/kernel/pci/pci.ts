@@ -25,10 +25,11 @@ import type { KexecHandover } from "../kho/handover.ts";
 import type { IncomingMemory } from "../kho/incoming.ts";
 import type { FileLifecycleBound } from "../liveupdate/file-handler.ts";
 import type { PageAllocator } from "../mm/page-allocator.ts";
+import { AskedFunctions } from "./asked-functions.ts";
 import { ConfigAccess } from "./config-access.ts";
 import type { PciDevice } from "./device.ts";
 import { type Enumeration, enumerate } from "./enumerate.ts";
-import { type PciFunction, type PciRoot, pciName } from "./function.ts";
+import { type IncomingFunctions, type PciFunction, type PciRoot, pciName } from "./function.ts";
 import { decodeFunctions, type HandedOverPci, writeFunctions } from "./handed-over.ts";
 import { inherit } from "./inherit.ts";
 
@@ -45,6 +46,7 @@ export class PciCore implements PciRoot {
   #devices: readonly PciDevice[] = [];
   #warnings: readonly string[] = [];
   #isEnumerated = false;
+  #incoming: AskedFunctions | null = null;
   /** The handover's block of this kernel, while any file that needs it is preserved. */
   #outgoing: { readonly pa: number; readonly order: number } | null = null;
 
@@ -70,6 +72,10 @@ export class PciCore implements PciRoot {
 
   find(segment: number, bdf: number): PciFunction | null {
     return this.#find(segment, bdf) ?? null;
+  }
+
+  get incoming(): IncomingFunctions | null {
+    return this.#incoming;
   }
 
   preserve(pci: PciFunction): void {
@@ -115,11 +121,13 @@ export class PciCore implements PciRoot {
       writeFunctions(this.#deps.machine.memory, this.#outgoing.pa, this.#devices);
       return data;
     },
-    decode: (incoming: IncomingMemory, data: bigint, field: string) =>
-      decodeFunctions(incoming, data, field, {
-        access: this.#access,
-        firmware: this.#deps.machine.firmware,
-      }),
+    decode: (incoming: IncomingMemory, data: bigint, field: string) => {
+      const { firmware } = this.#deps.machine;
+      const state = decodeFunctions(incoming, data, field, { access: this.#access, firmware });
+      this.#incoming = new AskedFunctions(state.records);
+      return state;
+    },
+    checkAsked: (_state, field) => this.#incoming?.check(field),
     adopt: (state) => this.#adopt(state),
     finish: () => {
       for (const device of this.#devices) device.isIncoming = false;

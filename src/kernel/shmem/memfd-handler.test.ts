@@ -114,6 +114,25 @@ describe("a preserved memfd", () => {
     memfd.fcntl(F_ADD_SEALS, F_SEAL_WRITE);
   });
 
+  test("keeps its pages until its session is finished, if it may have been mapped for DMA", () => {
+    const punch = (memfd: MemfdFile) =>
+      memfd.fallocate(FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0, PAGE_SIZE);
+    for (const isSealed of [true, false]) {
+      const { rig, session, memfd } = start();
+      memfd.truncate(2 * PAGE_SIZE);
+      if (isSealed) memfd.fcntl(F_ADD_SEALS, F_SEAL_SEAL | F_SEAL_GROW | F_SEAL_SHRINK);
+      preserveFile(rig, session, memfd, 1n);
+      const { memfd: restored, session: incoming, next } = jump(rig);
+      const bytes = restored.stat().allocatedBytes;
+      if (isSealed) fails("EBUSY", () => punch(restored));
+      else punch(restored);
+      assert.equal(restored.stat().allocatedBytes, isSealed ? bytes : bytes - PAGE_SIZE);
+      finish(next, incoming);
+      punch(restored);
+      assert.equal(restored.stat().allocatedBytes, bytes - PAGE_SIZE);
+    }
+  });
+
   test("has its holes filled, and its large pages stay large", () => {
     const { rig, session, memfd } = start();
     memfd.truncate(4 * MIB + 5 * PAGE_SIZE);

@@ -24,6 +24,7 @@ import { assert } from "../../base/assert.ts";
 import { KernelError } from "../../base/errno.ts";
 import { withUndo } from "../../base/undo.ts";
 import { orderBytes, PAGE_SIZE } from "../../base/units.ts";
+import type { MemoryRange } from "../../machine/machine.ts";
 import type { IncomingMemory } from "../kho/incoming.ts";
 import {
   allocPreservedPage,
@@ -41,7 +42,7 @@ import type { Shmem } from "./memfd.ts";
 import { type DecodedMemfd, decodeMemfd } from "./memfd-decoder.ts";
 import { MemfdFile } from "./memfd-file.ts";
 import { allocPreservedArray, type PreservedArray } from "./preserved-array.ts";
-import type { ShmemInode } from "./shmem-inode.ts";
+import { SEALS_FOR_DMA, type ShmemInode } from "./shmem-inode.ts";
 
 /** Upstream pins folios by an unsigned int. */
 const MAX_PAGES = 2 ** 32 - 1;
@@ -59,6 +60,8 @@ export class MemfdHandler implements FileHandler<DecodedMemfd> {
   readonly #pages: PreservedPages;
   readonly #shmem: Shmem;
   readonly #preserved = new Map<bigint, Preserved>();
+  /** Retrieved files whose pages stay in place until their session is finished. */
+  readonly #kept = new Map<DecodedMemfd, () => void>();
 
   constructor(pages: PreservedPages, shmem: Shmem) {
     this.#pages = pages;
@@ -170,6 +173,13 @@ export class MemfdHandler implements FileHandler<DecodedMemfd> {
     return decodeMemfd(incoming, data, field);
   }
 
+  /** What can be taken out of the file is not kept by it. */
+  *memoryOf(data: DecodedMemfd): Generator<MemoryRange> {
+    if (!mayBackDma(data)) return;
+    const { count, pa, order } = data.folios;
+    for (let i = 0; i < count; i++) yield { start: pa[i], lengthBytes: orderBytes(order[i]) };
+  }
+
   retrieve({ data }: RetrieveArgs<DecodedMemfd>): File {
     const { kho, memory } = this.#pages;
     const memfd = this.#shmem.restoreMemfd(data.seals);
@@ -182,10 +192,14 @@ export class MemfdHandler implements FileHandler<DecodedMemfd> {
     memfd.shmem.restoreSize(data.sizeBytes);
     memfd.restorePosition(data.position);
     this.#freeMetadata(data);
+    // Devices may still reach it by the previous kernel's page tables, of which the file's own books know nothing.
+    if (mayBackDma(data)) this.#kept.set(data, memfd.shmem.keepPages());
     return memfd;
   }
 
   finish({ data, file }: FinishArgs<DecodedMemfd>): void {
+    this.#kept.get(data)?.();
+    this.#kept.delete(data);
     if (file !== null) return;
     const { count, pa, order } = data.folios;
     for (let i = 0; i < count; i++) this.#restoreFree(pa[i], order[i]);
@@ -202,6 +216,11 @@ export class MemfdHandler implements FileHandler<DecodedMemfd> {
     this.#pages.kho.restore(pa, order);
     this.#pages.mm.free(pa, order);
   }
+}
+
+/** Whether the previous kernel's iommufds could preserve mappings of it. */
+function mayBackDma({ seals }: DecodedMemfd): boolean {
+  return (seals & SEALS_FOR_DMA) === SEALS_FOR_DMA;
 }
 
 function asMemfd(file: File): MemfdFile {

@@ -38,6 +38,8 @@ export const SHMEM_MAX_BYTES = 2 ** 52;
 
 const ALL_SEALS =
   F_SEAL_SEAL | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE | F_SEAL_FUTURE_WRITE | F_SEAL_EXEC;
+/** Without these a memfd could lose memory that page tables name. Holes can still be punched: see `keepPages`. */
+export const SEALS_FOR_DMA = F_SEAL_SEAL | F_SEAL_GROW | F_SEAL_SHRINK;
 const WRITE_SEALS = F_SEAL_WRITE | F_SEAL_FUTURE_WRITE;
 const LARGE_ORDER = 9;
 const LARGE_PAGES = 2 ** LARGE_ORDER;
@@ -317,6 +319,16 @@ export class ShmemInode {
       extents: this.#extents(offset, lengthBytes),
       release: () => this.#holds.delete(hold),
     };
+  }
+
+  /**
+   * Keeps the pages that there are in place, and fills no hole.
+   * @returns what lets go of them
+   */
+  keepPages(): () => void {
+    const hold: Hold = { firstPage: 0, endPage: Number.POSITIVE_INFINITY };
+    this.#holds.add(hold);
+    return () => this.#holds.delete(hold);
   }
 
   #extents(offset: number, lengthBytes: number): FileExtent[] {

@@ -209,7 +209,13 @@ export class VfioPciFileHandler implements FileHandler<DecodedVfioDevice> {
   }
 
   checkLinks(data: DecodedVfioDevice, session: DecodedSessionView, field: string): void {
-    const attached = this.#vfio.iommu.incoming?.domainOf(data.segment, data.bdf) ?? null;
+    const { segment, bdf } = data;
+    if (this.#pci.incoming?.askFor(segment, bdf) !== true)
+      throw new HandoverError(
+        `${field} vfio_pci_ser.bdf`,
+        `the PCI core has not preserved ${pciName(segment, bdf)}`,
+      );
+    const attached = this.#vfio.iommu.incoming?.askForDomainOf(segment, bdf) ?? null;
     checkVfioLinks(data, session, field, this.#iommufdHandler, attached);
   }
 
