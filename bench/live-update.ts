@@ -22,9 +22,11 @@ import type { Row } from "./report.ts";
 
 const SIZES = [GIB, 16 * GIB, 256 * GIB, TIB];
 const MACHINE_BYTES = TIB + 64 * GIB;
-/** Updates of each size; the first ones are not counted, since code is compiled in them. */
-const UPDATES = 30;
-const WARM_UP = 10;
+/** Updates of each size in a round; the first ones are not counted, since code is compiled in them. */
+const UPDATES = 100;
+const WARM_UP = 30;
+/** All sizes are measured by turns, and the best round counts: what else the machine does must not look like a size. */
+const ROUNDS = 3;
 /** What the promise is about. */
 const PHASES = ["preserve", "freeze", "boot", "restore", "swap"] as const;
 const OTHERS = ["pause", "scribble", "rebuild", "finish"] as const;
@@ -41,22 +43,21 @@ const MOUNT_POINT = "/mnt/guests";
 type Times = Map<string, number[]>;
 
 export function updateRows(): Row[] {
-  const totals: number[] = [];
-  return SIZES.map((bytes) => {
-    const times = measure(bytes);
-    const ms = (name: string) => {
-      const values = times.get(name);
-      assert(values !== undefined, `phase ${name} was measured`);
-      return median(values.slice(WARM_UP));
-    };
-    const total = PHASES.reduce((sum, name) => sum + ms(name), 0);
-    totals.push(total);
+  const best = new Map<number, Figures>();
+  for (let round = 0; round < ROUNDS; round++)
+    for (const bytes of SIZES) {
+      const figures = figuresOf(measure(bytes));
+      const before = best.get(bytes);
+      if (before === undefined || figures.totalMs < before.totalMs) best.set(bytes, figures);
+    }
+  const smallest = best.get(SIZES[0]);
+  return [...best].map(([bytes, { totalMs, phases }]) => {
     const isLast = bytes === SIZES.at(-1);
-    const ratio = total / totals[0];
+    const ratio = totalMs / (smallest?.totalMs ?? Number.NaN);
     return {
       name: formatBytes(bytes),
-      value: `${total.toFixed(2)} ms`,
-      against: [...PHASES, ...OTHERS].map((name) => `${name} ${ms(name).toFixed(2)}`).join(", "),
+      value: `${totalMs.toFixed(2)} ms`,
+      against: phases,
       ratio,
       limit: isLast ? "at most 2 times 1 GiB" : "",
       holds: isLast ? ratio <= 2 : null,
@@ -64,8 +65,26 @@ export function updateRows(): Row[] {
   });
 }
 
+interface Figures {
+  readonly totalMs: number;
+  /** Medians, for a person. */
+  readonly phases: string;
+}
+
+function figuresOf(times: Times): Figures {
+  const ms = (name: string) => {
+    const values = times.get(name);
+    assert(values !== undefined, `phase ${name} was measured`);
+    return median(values.slice(WARM_UP));
+  };
+  return {
+    totalMs: PHASES.reduce((sum, name) => sum + ms(name), 0),
+    phases: [...PHASES, ...OTHERS].map((name) => `${name} ${ms(name).toFixed(2)}`).join(", "),
+  };
+}
+
 /** Updates a host with one VM of that size again and again. */
-export function measure(vmBytes: number, updates = UPDATES): Times {
+function measure(vmBytes: number): Times {
   const times: Times = new Map();
   const add = (name: string, ns: number) => {
     const values = times.get(name) ?? [];
@@ -84,7 +103,7 @@ export function measure(vmBytes: number, updates = UPDATES): Times {
       markNs = nowNs();
       const host = boot(onRealClock(machine), parameters, { release: "bench" }).spawn();
       if (!isCold) lap("boot");
-      return runInit(host, vmBytes, updates, ({ name, startNs, endNs }) => {
+      return runInit(host, vmBytes, ({ name, startNs, endNs }) => {
         add(name, endNs - startNs);
         markNs = nowNs();
       });
@@ -112,12 +131,7 @@ export function measure(vmBytes: number, updates = UPDATES): Times {
 }
 
 /** Userspace: makes the VM or brings it back, and updates until enough was measured. */
-function runInit(
-  host: Host,
-  vmBytes: number,
-  updates: number,
-  observe: Parameters<typeof Agent.start>[1],
-): never {
+function runInit(host: Host, vmBytes: number, observe: Parameters<typeof Agent.start>[1]): never {
   const taken = Agent.takeOver(host, observe);
   const agent = taken?.agent ?? Agent.start(host, observe);
   host.mkdir(MOUNT_POINT);
@@ -143,7 +157,7 @@ function runInit(
     runOthers: () => {},
   });
   for (const { error } of failures) throw error;
-  if (agent.updates < updates) return agent.update(vms, `/boot/${IMAGE.name}`, "liveupdate=on");
+  if (agent.updates < UPDATES) return agent.update(vms, `/boot/${IMAGE.name}`, "liveupdate=on");
   for (const vm of vms) vm.destroy();
   return host.reboot(LINUX_REBOOT_CMD_POWER_OFF);
 }

@@ -57,6 +57,8 @@ export interface PhysicalMemory extends WordReader, WordWriter {
    * sees an entry present with half an address. The run may not cross a 4 KiB boundary.
    */
   publishRun64(pa: number, count: number, low: number, high: number, strideBytes: number): void;
+  /** The same entries, in any order and without a fence: for a table that nobody can reach yet. */
+  storeRun64(pa: number, count: number, low: number, high: number, strideBytes: number): void;
   /** `count` entries go from `pa` on: all low halves to 0 first, then a fence, then the high halves. */
   retractRun64(pa: number, count: number): void;
   /** Orders all stores before it against all after it, as seen by devices and other threads. */

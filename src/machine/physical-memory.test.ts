@@ -82,6 +82,32 @@ describe("Ram", () => {
     for (let i = 0; i < 4; i++) assert.equal(ram.load64(0x800 + 8 * i), 0);
   });
 
+  it("publishRun64() and storeRun64() store the same entries: base + i · stride", () => {
+    const strideLg2 = fc.oneof(fc.constant(30), fc.integer({ min: 12, max: 40 }));
+    const count = fc.integer({ min: 1, max: 512 });
+    const base = fc.bigInt({ min: 0n, max: 2n ** 51n });
+    fc.assert(
+      fc.property(strideLg2, count, base, (lg2, entries, first) => {
+        const stride = 2 ** lg2;
+        const low = Number(first & 0xffffffffn);
+        const high = Number(first >> 32n);
+        const ram = new Ram(createSharedRam(RANGES));
+        const observed = new ObservedRam(createSharedRam(RANGES), () => {});
+        ram.publishRun64(0, entries, low, high, stride);
+        ram.storeRun64(PAGE_SIZE, entries, low, high, stride);
+        observed.storeRun64(0, entries, low, high, stride);
+        for (let i = 0; i < 512; i++) {
+          const expected =
+            i < entries ? BigInt.asUintN(64, first + BigInt(i) * BigInt(stride)) : 0n;
+          assert.equal(ram.loadBig64(8 * i), expected, `publishRun64, entry ${i}`);
+          assert.equal(ram.loadBig64(PAGE_SIZE + 8 * i), expected, `storeRun64, entry ${i}`);
+          if (expected < 2n ** 53n) assert.equal(observed.loadBig64(8 * i), expected);
+        }
+      }),
+      { numRuns: 100 },
+    );
+  });
+
   it("publish64(), retract64() and exchange64() set both halves", () => {
     const ram = new Ram(createSharedRam(RANGES));
     ram.publish64(8, 0xdeadbeef, 0x12345678);
@@ -125,6 +151,9 @@ describe("Ram", () => {
     assert.throws(() => ram.load64(4), BugError);
     assert.throws(() => ram.store64(12, 0), BugError);
     assert.throws(() => ram.publishRun64(PAGE_SIZE - 8, 2, 0, 0, PAGE_SIZE), BugError);
+    assert.throws(() => ram.storeRun64(PAGE_SIZE - 8, 2, 0, 0, PAGE_SIZE), BugError);
+    assert.throws(() => ram.loadOrdered32(2), BugError);
+    assert.throws(() => ram.loadOrdered32(2 * GIB), BugError);
   });
 
   it("isTouched() is true for whatever was stored, by any means", () => {
@@ -135,6 +164,7 @@ describe("Ram", () => {
       (ram, pa) => ram.publish64(pa, 1, 1),
       (ram, pa) => ram.exchange64(pa, 1, 1),
       (ram, pa) => ram.publishRun64(pa, 1, 1, 1, PAGE_SIZE),
+      (ram, pa) => ram.storeRun64(pa, 1, 1, 1, PAGE_SIZE),
       (ram, pa) => ram.fill(pa, 1, 1),
       (ram, pa) => ram.write(pa, Uint8Array.of(1)),
       (ram, pa) => ram.view(pa, 1).fill(1),
@@ -149,6 +179,31 @@ describe("Ram", () => {
         String(store),
       );
     }
+  });
+
+  it("disconnect() makes every access a bug, and leaves others over the same memory alone", () => {
+    const shared = createSharedRam(RANGES);
+    const ram = new Ram(shared);
+    ram.store32(0, 42);
+    ram.disconnect();
+    const accesses: (() => unknown)[] = [
+      () => ram.load8(0),
+      () => ram.load32(0),
+      () => ram.loadOrdered32(0),
+      () => ram.store8(0, 1),
+      () => ram.store32(0, 1),
+      () => ram.publish64(0, 1, 1),
+      () => ram.exchange64(0, 1, 1),
+      () => ram.publishRun64(0, 1, 1, 1, PAGE_SIZE),
+      () => ram.storeRun64(0, 1, 1, 1, PAGE_SIZE),
+      () => ram.retractRun64(0, 1),
+      () => ram.fill(0, 1, 1),
+      () => ram.write(0, Uint8Array.of(1)),
+      () => ram.read(0, new Uint8Array(1)),
+      () => ram.view(0, 1),
+    ];
+    for (const access of accesses) assert.throws(access, BugError, String(access));
+    assert.equal(new Ram(shared).loadOrdered32(0), 42);
   });
 
   it("is seen by another Ram over the same shared memory", () => {

@@ -259,6 +259,59 @@ export class Ram implements PhysicalMemory {
     }
   }
 
+  storeRun64(pa: number, count: number, low: number, high: number, strideBytes: number): void {
+    const words = this.#runAt(pa, count);
+    const first = windowOffset(pa) >>> 2;
+    const end = first + 2 * count;
+    const stride = strideBytes | 0;
+    // In stretches of the same high half, as publishRun64.
+    const step = Math.max(1, strideBytes / 2 ** 32);
+    const stretch = 2 * Math.max(1, 2 ** 32 / strideBytes);
+    let h = high | 0;
+    let l = low | 0;
+    let i = first;
+    if (strideBytes === GIB && low >>> 0 < GIB) {
+      // Four to each high half, and the same four low halves again and again.
+      const [l1, l2, l3] = [(l + stride) | 0, (l + 2 * stride) | 0, (l + 3 * stride) | 0];
+      for (; i + 8 <= end; i += 8) {
+        words[i] = l;
+        words[i + 1] = h;
+        words[i + 2] = l1;
+        words[i + 3] = h;
+        words[i + 4] = l2;
+        words[i + 5] = h;
+        words[i + 6] = l3;
+        words[i + 7] = h;
+        h = (h + 1) | 0;
+      }
+    }
+    let stop = i + 2 * Math.max(1, Math.ceil((2 ** 32 - (low >>> 0)) / strideBytes));
+    while (i < end) {
+      if (stop > end) stop = end;
+      for (; i + 8 <= stop; i += 8) {
+        words[i] = l;
+        words[i + 1] = h;
+        l = (l + stride) | 0;
+        words[i + 2] = l;
+        words[i + 3] = h;
+        l = (l + stride) | 0;
+        words[i + 4] = l;
+        words[i + 5] = h;
+        l = (l + stride) | 0;
+        words[i + 6] = l;
+        words[i + 7] = h;
+        l = (l + stride) | 0;
+      }
+      for (; i < stop; i += 2) {
+        words[i] = l;
+        words[i + 1] = h;
+        l = (l + stride) | 0;
+      }
+      h = (h + step) | 0;
+      stop += stretch;
+    }
+  }
+
   retractRun64(pa: number, count: number): void {
     const words = this.#runAt(pa, count);
     const first = windowOffset(pa) >>> 2;
@@ -417,6 +470,16 @@ export class ObservedRam extends Ram {
     for (let i = 0; i < count; i++)
       this.store32(pa + 8 * i + 4, Math.floor((base + i * strideBytes) / 2 ** 32));
     for (let i = 0; i < count; i++) this.store32(pa + 8 * i, (base + i * strideBytes) % 2 ** 32);
+  }
+
+  override storeRun64(
+    pa: number,
+    count: number,
+    low: number,
+    high: number,
+    strideBytes: number,
+  ): void {
+    this.publishRun64(pa, count, low, high, strideBytes);
   }
 
   override retractRun64(pa: number, count: number): void {

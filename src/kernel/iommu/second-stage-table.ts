@@ -214,7 +214,7 @@ export class SecondStageTable implements SecondStageTree {
       this.#tableCount++;
       const bits = level === 0 ? prot : prot | SS_PS;
       const low = ssEntryLow(pa, bits);
-      this.memory.publishRun64(table, SS_TABLE_ENTRIES, low, ssEntryHigh(pa), span);
+      this.memory.storeRun64(table, SS_TABLE_ENTRIES, low, ssEntryHigh(pa), span);
       return table;
     }
     const table = this.#mm.alloc(0);
