@@ -4,7 +4,8 @@
  * Why so strict: what is adopted goes on translating DMA. A tree that leads a device into memory that this kernel gives
  * out would corrupt it, so every page that a device can reach must be preserved, and every context entry that is
  * present must be of a function that somebody will come for.
- * Runs before anything of the handover is used; changes nothing.
+ * Runs before anything of the handover is used; changes nothing. An inspector has no registers and perhaps no firmware
+ * table: then the record and the tables must agree.
  * @module
  */
 import { HandoverError } from "../../abi/handover-error.ts";
@@ -36,17 +37,29 @@ import {
 } from "../../abi/vtd/root-context.ts";
 import { hex } from "../../base/units.ts";
 import type { MemoryRange } from "../../machine/machine.ts";
-import type { IncomingMemory } from "../kho/incoming.ts";
+import { apart, type IncomingMemory, type Place } from "../kho/incoming.ts";
 import { pciName } from "../pci/function.ts";
 import { functionKey } from "./attached-function.ts";
 import { levelsAddressWidth, type RemappingUnit } from "./remapping-unit.ts";
 import type { RmrrFunction } from "./rmrr.ts";
 import { LeafCursor } from "./second-stage-walk.ts";
-import { TableDecoder } from "./table-decoder.ts";
+import { type MayReach, TableDecoder } from "./table-decoder.ts";
+import type { UnitRegisters } from "./unit-registers.ts";
+
+/** What the decoder asks about a remapping unit: a {@link RemappingUnit} is one. */
+export interface HandedOverUnit {
+  readonly segment: number;
+  /** Null: there is only an image of the memory. */
+  readonly registers: UnitRegisters | null;
+  readonly dids: { readonly end: number };
+  /** Sizes of leaves, as a sum of powers of two. */
+  readonly pageSizes: number;
+  supportsLevels(levels: number): boolean;
+}
 
 /** A unit as it was handed over, in agreement with its registers. */
-export interface DecodedUnit {
-  readonly unit: RemappingUnit;
+export interface DecodedUnit<U extends HandedOverUnit = RemappingUnit> {
+  readonly unit: U;
   readonly rootTable: number;
   readonly contextTables: readonly { readonly bus: number; readonly pa: number }[];
 }
@@ -63,8 +76,8 @@ export interface DecodedDomain {
 }
 
 /** A function as it was handed over. */
-export interface DecodedDevice {
-  readonly unit: RemappingUnit;
+export interface DecodedDevice<U extends HandedOverUnit = RemappingUnit> {
+  readonly unit: U;
   readonly segment: number;
   readonly bdf: number;
   readonly did: number;
@@ -73,44 +86,59 @@ export interface DecodedDevice {
 }
 
 /** All of it, checked. */
-export interface DecodedIommu {
+export interface DecodedIommu<U extends HandedOverUnit = RemappingUnit> {
   /** Pages of the record itself. */
   readonly pages: readonly number[];
-  readonly units: readonly DecodedUnit[];
+  readonly units: readonly DecodedUnit<U>[];
   /** By slot; null for unused ones. */
   readonly domains: readonly (DecodedDomain | null)[];
-  readonly devices: readonly DecodedDevice[];
+  readonly devices: readonly DecodedDevice<U>[];
 }
 
+/** A run of leaves with the same rights (SS_R | SS_W) in the domain of a slot. */
+export type OnRun = (
+  slot: number,
+  iova: number,
+  pa: number,
+  lengthBytes: number,
+  rights: number,
+) => void;
+
 /** Decodes one handover. */
-export class HandoverDecoder {
+export class HandoverDecoder<U extends HandedOverUnit = RemappingUnit> {
   readonly #incoming: IncomingMemory;
   readonly #field: string;
-  readonly #units: readonly RemappingUnit[];
-  readonly #rmrrs: readonly RmrrFunction[];
+  readonly #units: readonly U[];
+  readonly #rmrrs: readonly RmrrFunction[] | null;
+  readonly #onRun: OnRun;
   readonly #pages: number[] = [];
+  /** Slots that could not be read, for who goes on without them. */
+  readonly #unread = new Set<number>();
 
   /**
    * @param units - this machine's, not started
-   * @param rmrrs - those on segments with a unit
+   * @param rmrrs - those on segments with a unit; null: not known
+   * @param onRun - told of each run that a domain maps
    */
   constructor(
     incoming: IncomingMemory,
     field: string,
-    units: readonly RemappingUnit[],
-    rmrrs: readonly RmrrFunction[],
+    units: readonly U[],
+    rmrrs: readonly RmrrFunction[] | null,
+    onRun: OnRun = () => {},
   ) {
     this.#incoming = incoming;
     this.#field = field;
     this.#units = units;
     this.#rmrrs = rmrrs;
+    this.#onRun = onRun;
   }
 
   /**
    * @param data - physical address of the header
    * @throws {HandoverError}
    */
-  decode(data: bigint): DecodedIommu {
+  decode(data: bigint): DecodedIommu<U> {
     const header = Number(data);
     this.#incoming.claim(header, 0, `${this.#field}.data`);
     const ser = IOMMU_SER.read(this.#incoming.memory, header);
@@ -135,11 +163,38 @@ export class HandoverDecoder {
       this.#pages.push(page);
     }
     // What the units refer to by number comes first; their tables, which must match all of it, come last.
-    const domains = count(ser.domain_count, (i) => this.#domain(i, ser.unit_count + i));
+    const domains = count(ser.domain_count, (i) => {
+      const record = ser.unit_count + i;
+      const place = { pa: this.#recordAddress(record), struct: IOMMU_DOMAIN_SER };
+      return this.#apart(
+        place,
+        () => this.#domain(i, record),
+        () => this.#unread.add(i),
+      );
+    });
     const devices = this.#devices(ser.unit_count + ser.domain_count, ser.device_count, domains);
-    this.#checkRmrrs(domains, devices);
-    const units = count(ser.unit_count, (i) => this.#unit(i, domains, devices));
+    if (this.#rmrrs !== null) this.#checkRmrrs(this.#rmrrs, domains, devices, header);
+    const units = count(ser.unit_count, (i) => {
+      const place = { pa: this.#recordAddress(i), struct: IOMMU_UNIT_SER };
+      return this.#apart(
+        place,
+        () => this.#unit(i, domains, devices),
+        () => {},
+      );
+    }).filter((unit) => unit !== null);
     return { pages: [header, ...this.#pages], units, domains, devices };
+  }
+
+  /** Decodes a part; `unread` is called where it cannot be read and its neighbours still can. */
+  #apart<T>(place: Place, decode: () => T, unread: () => void): T | null {
+    let isRead = false;
+    const value = apart(this.#incoming, place, () => {
+      const decoded = decode();
+      isRead = true;
+      return decoded;
+    });
+    if (!isRead) unread();
+    return value;
   }
 
   #domain(i: number, record: number): DecodedDomain | null {
@@ -156,17 +211,19 @@ export class HandoverDecoder {
     if (ser.levels !== 3 && ser.levels !== 4) this.#refuse(`${name}.levels`, ser.levels);
     const width = addressWidthBits(levelsAddressWidth(ser.levels));
     this.#expect(`${name}.address_width`, ser.address_width, width, `with ${ser.levels} levels`);
-    const mayReach =
-      ser.kind === IOMMU_DOMAIN_PAGING
-        ? (_iova: number, pa: number, lengthBytes: number) =>
-            this.#incoming.isPreserved(pa, lengthBytes)
-        : (iova: number, pa: number, lengthBytes: number) =>
-            iova === pa && this.#isReservedRegion(pa, lengthBytes);
+    const mayReach: MayReach = (iova, pa, lengthBytes, rights) => {
+      this.#onRun(i, iova, pa, lengthBytes, rights);
+      if (ser.kind === IOMMU_DOMAIN_PAGING) return this.#incoming.isPreserved(pa, lengthBytes);
+      return iova === pa && this.#isReservedRegion(pa, lengthBytes);
+    };
     const tree = new TableDecoder(this.#incoming, `${this.#field}.${name}`, mayReach).decode(
       ser.top_table,
       ser.levels,
     );
-    this.#expect(`${name}.table_count`, ser.table_count, tree.tables.length, "tables found");
+    const place = { pa: this.#recordAddress(record), struct: IOMMU_DOMAIN_SER };
+    apart(this.#incoming, place, () =>
+      this.#expect(`${name}.table_count`, ser.table_count, tree.tables.length, "tables found"),
+    );
     return { kind: ser.kind, top: ser.top_table, levels: ser.levels, ...tree };
   }
 
@@ -174,88 +231,126 @@ export class HandoverDecoder {
     firstRecord: number,
     deviceCount: number,
     domains: readonly (DecodedDomain | null)[],
-  ): readonly DecodedDevice[] {
+  ): readonly DecodedDevice<U>[] {
     const functions = new Set<number>();
     const dids = this.#units.map(() => new Set<number>());
-    return count(deviceCount, (i) => {
-      const name = `iommu_device_ser[${i}]`;
-      const ser = IOMMU_DEVICE_SER.read(
-        this.#incoming.memory,
-        this.#recordAddress(firstRecord + i),
+    const devices: DecodedDevice<U>[] = [];
+    for (let i = 0; i < deviceCount; i++) {
+      const pa = this.#recordAddress(firstRecord + i);
+      const device = apart(this.#incoming, { pa, struct: IOMMU_DEVICE_SER }, () =>
+        this.#device(i, pa, functions, dids, domains),
       );
-      this.#expect(`${name}.reserved`, ser.reserved, 0, "always");
-      this.#expect(`${name}.reserved2`, ser.reserved2, 0, "always");
-      const unit = this.#units[ser.unit];
-      if (unit === undefined) this.#refuse(`${name}.unit`, ser.unit);
-      this.#expect(`${name}.segment`, ser.segment, unit.segment, "the unit's");
-      const key = functionKey(ser.segment, ser.bdf);
-      if (functions.has(key)) this.#refuse(`${name}.bdf`, ser.bdf, "named twice");
-      functions.add(key);
-      if (ser.did === 0 || ser.did >= unit.dids.end) this.#refuse(`${name}.did`, ser.did);
-      if (dids[ser.unit].has(ser.did))
-        this.#refuse(`${name}.did`, ser.did, "used twice on its unit");
-      dids[ser.unit].add(ser.did);
-      const domain = domains[ser.domain];
-      if (domain === undefined || domain === null) this.#refuse(`${name}.domain`, ser.domain);
-      if (!unit.supportsLevels(domain.levels) || (domain.leafSizes & ~unit.pageSizes) !== 0)
-        this.#refuse(`${name}.domain`, ser.domain, "its unit cannot walk these tables");
-      const { segment, bdf, did, domain: slot } = ser;
-      return { unit, segment, bdf, did, domain: slot };
-    });
+      if (device !== null) devices.push(device);
+    }
+    return devices;
+  }
+
+  #device(
+    i: number,
+    pa: number,
+    functions: Set<number>,
+    dids: readonly Set<number>[],
+    domains: readonly (DecodedDomain | null)[],
+  ): DecodedDevice<U> {
+    const name = `iommu_device_ser[${i}]`;
+    const ser = IOMMU_DEVICE_SER.read(this.#incoming.memory, pa);
+    this.#expect(`${name}.reserved`, ser.reserved, 0, "always");
+    this.#expect(`${name}.reserved2`, ser.reserved2, 0, "always");
+    const unit = this.#units[ser.unit];
+    if (unit === undefined) this.#refuse(`${name}.unit`, ser.unit);
+    this.#expect(`${name}.segment`, ser.segment, unit.segment, "the unit's");
+    const key = functionKey(ser.segment, ser.bdf);
+    if (functions.has(key)) this.#refuse(`${name}.bdf`, ser.bdf, "named twice");
+    functions.add(key);
+    if (ser.did === 0 || ser.did >= unit.dids.end) this.#refuse(`${name}.did`, ser.did);
+    if (dids[ser.unit].has(ser.did)) this.#refuse(`${name}.did`, ser.did, "used twice on its unit");
+    dids[ser.unit].add(ser.did);
+    const { segment, bdf, did, domain: slot } = ser;
+    if (this.#unread.has(slot)) return { unit, segment, bdf, did, domain: slot };
+    const domain = domains[slot];
+    if (domain === undefined || domain === null) this.#refuse(`${name}.domain`, slot);
+    if (!unit.supportsLevels(domain.levels) || (domain.leafSizes & ~unit.pageSizes) !== 0)
+      this.#refuse(`${name}.domain`, ser.domain, "its unit cannot walk these tables");
+    return { unit, segment, bdf, did, domain: slot };
   }
 
   /** Every function with RMRRs has a domain of them, all of them, and nobody else has. */
-  #checkRmrrs(domains: readonly (DecodedDomain | null)[], devices: readonly DecodedDevice[]): void {
+  #checkRmrrs(
+    rmrrs: readonly RmrrFunction[],
+    domains: readonly (DecodedDomain | null)[],
+    devices: readonly DecodedDevice<U>[],
+    header: number,
+  ): void {
     const found = new Set<RmrrFunction>();
     const used = new Set<number>();
+    const place = { pa: header, struct: IOMMU_SER };
     for (const [i, device] of devices.entries()) {
-      const rmrr = this.#rmrrs.find((r) => r.segment === device.segment && r.bdf === device.bdf);
-      const domain = domains[device.domain];
-      const isRmrr = domain?.kind === IOMMU_DOMAIN_RMRR;
-      const name = `iommu_device_ser[${i}].domain`;
-      if (isRmrr !== (rmrr !== undefined))
-        this.#refuse(
-          name,
-          device.domain,
-          isRmrr ? "the function has no RMRR" : "the function has RMRRs",
-        );
-      if (rmrr === undefined || domain === null) continue;
-      if (used.has(device.domain)) this.#refuse(name, device.domain, "used by two functions");
-      used.add(device.domain);
-      if (!this.#mapsExactly(domain, rmrr.ranges))
-        this.#refuse(name, device.domain, "it does not map exactly the function's RMRRs");
-      found.add(rmrr);
+      if (this.#unread.has(device.domain)) {
+        for (const rmrr of rmrrs)
+          if (rmrr.segment === device.segment && rmrr.bdf === device.bdf) found.add(rmrr);
+        continue;
+      }
+      apart(this.#incoming, place, () => {
+        const rmrr = rmrrs.find((r) => r.segment === device.segment && r.bdf === device.bdf);
+        const domain = domains[device.domain];
+        const isRmrr = domain?.kind === IOMMU_DOMAIN_RMRR;
+        const name = `iommu_device_ser[${i}].domain`;
+        if (isRmrr !== (rmrr !== undefined))
+          this.#refuse(
+            name,
+            device.domain,
+            isRmrr ? "the function has no RMRR" : "the function has RMRRs",
+          );
+        if (rmrr === undefined || domain === null) return;
+        found.add(rmrr);
+        if (used.has(device.domain)) this.#refuse(name, device.domain, "used by two functions");
+        used.add(device.domain);
+        if (!this.#mapsExactly(domain, rmrr.ranges))
+          this.#refuse(name, device.domain, "it does not map exactly the function's RMRRs");
+      });
     }
-    for (const rmrr of this.#rmrrs)
-      if (!found.has(rmrr))
-        this.#refuse(
-          "iommu_ser.device_count",
-          devices.length,
-          `${pciName(rmrr.segment, rmrr.bdf)} has RMRRs and is missing`,
-        );
+    for (const rmrr of rmrrs)
+      apart(this.#incoming, place, () => {
+        if (!found.has(rmrr))
+          this.#refuse(
+            "iommu_ser.device_count",
+            devices.length,
+            `${pciName(rmrr.segment, rmrr.bdf)} has RMRRs and is missing`,
+          );
+      });
   }
 
   #unit(
     i: number,
     domains: readonly (DecodedDomain | null)[],
-    devices: readonly DecodedDevice[],
-  ): DecodedUnit {
+    devices: readonly DecodedDevice<U>[],
+  ): DecodedUnit<U> {
     const name = `iommu_unit_ser[${i}]`;
     const unit = this.#units[i];
     const { registers } = unit;
     const ser = IOMMU_UNIT_SER.read(this.#incoming.memory, this.#recordAddress(i));
-    this.#expect(`${name}.register_base`, ser.register_base, registers.base, "in firmware's table");
+    if (registers !== null)
+      this.#expect(
+        `${name}.register_base`,
+        ser.register_base,
+        registers.base,
+        "in firmware's table",
+      );
     this.#expect(`${name}.segment`, ser.segment, unit.segment, "in firmware's table");
     this.#expect(`${name}.reserved`, ser.reserved, 0, "always");
     this.#expect(`${name}.reserved2`, ser.reserved2, 0, "always");
+    if (registers !== null) this.#checkRegisters(name, registers, ser.root_table);
+    this.#incoming.claim(ser.root_table, 0, `${this.#field}.${name}.root_table`);
+    const contextTables = this.#contextTables(name, ser.root_table);
+    this.#checkEntries(name, unit, ser.root_table, contextTables, domains, devices);
+    return { unit, rootTable: ser.root_table, contextTables };
+  }
+
+  #checkRegisters(name: string, registers: UnitRegisters, rootTable: number): void {
     if (!registers.status(GCMD_TE)) this.#refuse(name, registers.base, "translation is off");
     if (registers.status(GCMD_QIE) && registers.read32(IQH_REG) !== registers.read32(IQT_REG))
       this.#refuse(name, registers.base, "its invalidation queue has not run dry");
-    this.#expect(`${name}.root_table`, ser.root_table, registers.rootTableAddress, "in RTADDR");
-    this.#incoming.claim(ser.root_table, 0, `${this.#field}.${name}.root_table`);
-    const contextTables = this.#contextTables(name, ser.root_table);
-    this.#checkEntries(name, unit, contextTables, domains, devices);
-    return { unit, rootTable: ser.root_table, contextTables };
+    this.#expect(`${name}.root_table`, rootTable, registers.rootTableAddress, "in RTADDR");
   }
 
   #contextTables(name: string, rootTable: number): { bus: number; pa: number }[] {
@@ -265,12 +360,14 @@ export class HandoverDecoder {
       const at = rootEntryAddress(rootTable, bus << 8);
       const w = [0, 4, 8, 12].map((offset) => memory.load32(at + offset));
       if (w.every((word) => word === 0)) continue;
-      const entry = `${name}: root entry of bus ${hex(bus)}`;
-      if ((w[0] & ROOT_P) === 0 || rootEntryHasReserved(w[0], w[1], w[2], w[3], 52))
-        this.#refuse(entry, w[0], "not one that is present and valid");
-      const pa = tableAddress(w[0], w[1]);
-      this.#incoming.claim(pa, 0, `${this.#field}.${entry}`);
-      tables.push({ bus, pa });
+      apart(this.#incoming, { pa: at }, () => {
+        const entry = `${name}: root entry of bus ${hex(bus)}`;
+        if ((w[0] & ROOT_P) === 0 || rootEntryHasReserved(w[0], w[1], w[2], w[3], 52))
+          this.#refuse(entry, w[0], "not one that is present and valid");
+        const pa = tableAddress(w[0], w[1]);
+        this.#incoming.claim(pa, 0, `${this.#field}.${entry}`);
+        tables.push({ bus, pa });
+      });
     }
     return tables;
   }
@@ -278,10 +375,11 @@ export class HandoverDecoder {
   /** Each context entry is 0 or exactly that of a device in the record, and each device has one. */
   #checkEntries(
     name: string,
-    unit: RemappingUnit,
+    unit: U,
+    rootTable: number,
     contextTables: readonly { readonly bus: number; readonly pa: number }[],
     domains: readonly (DecodedDomain | null)[],
-    devices: readonly DecodedDevice[],
+    devices: readonly DecodedDevice<U>[],
   ): void {
     const { memory } = this.#incoming;
     const missing = new Map(devices.filter((d) => d.unit === unit).map((d) => [d.bdf, d]));
@@ -290,6 +388,8 @@ export class HandoverDecoder {
         const bdf = (bus << 8) | devfn;
         const at = contextEntryAddress(pa, bdf);
         const device = missing.get(bdf);
+        missing.delete(bdf);
+        if (device !== undefined && this.#unread.has(device.domain)) continue;
         const domain = device === undefined ? null : domains[device.domain];
         const expected =
           device === undefined || domain === null
@@ -302,26 +402,30 @@ export class HandoverDecoder {
               });
         for (let w = 0; w < 4; w++) {
           const found = memory.load32(at + 4 * w);
-          if (found !== expected[w])
+          if (found === expected[w]) continue;
+          apart(this.#incoming, { pa: at + 4 * w }, () =>
             this.#refuse(
               `${name}: context entry of ${pciName(unit.segment, bdf)}, word ${w}`,
               found,
               `the record says ${hex(expected[w])}`,
-            );
+            ),
+          );
         }
-        missing.delete(bdf);
       }
     }
     for (const { bdf } of missing.values())
-      this.#refuse(
-        `${name}: context entry of ${pciName(unit.segment, bdf)}`,
-        0,
-        "not present, but the record has the function",
+      apart(this.#incoming, { pa: rootEntryAddress(rootTable, bdf) }, () =>
+        this.#refuse(
+          `${name}: context entry of ${pciName(unit.segment, bdf)}`,
+          0,
+          "not present, but the record has the function",
+        ),
       );
   }
 
   /** Whether a run lies in the RMRRs of some function. */
   #isReservedRegion(pa: number, lengthBytes: number): boolean {
+    if (this.#rmrrs === null) return true;
     return this.#rmrrs.some((rmrr) => covers(rmrr.ranges, pa, lengthBytes));
   }
 

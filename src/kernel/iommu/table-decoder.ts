@@ -18,7 +18,7 @@ import {
   ssSpanBytes,
 } from "../../abi/vtd/second-stage.ts";
 import { hex, isAligned, PAGE_SIZE } from "../../base/units.ts";
-import type { IncomingMemory } from "../kho/incoming.ts";
+import { apart, type IncomingMemory } from "../kho/incoming.ts";
 
 const RIGHTS = SS_R | SS_W;
 /** All bits of a low half below the address that this driver uses. */
@@ -32,27 +32,27 @@ export interface DecodedTables {
   readonly leafSizes: number;
 }
 
+/**
+ * Whether devices may reach a run of physical memory by these IOVAs: leaves that follow one another in both, with the
+ * same rights (SS_R | SS_W).
+ */
+export type MayReach = (iova: number, pa: number, lengthBytes: number, rights: number) => boolean;
+
 /** Walks one tree. */
 export class TableDecoder {
   readonly #incoming: IncomingMemory;
   readonly #field: string;
-  readonly #mayReach: (iova: number, pa: number, lengthBytes: number) => boolean;
+  readonly #mayReach: MayReach;
   readonly #tables: number[] = [];
   #leafSizes = 0;
   // A run of leaves that is contiguous in IOVA and physical memory, checked as one.
   #runIova = 0;
   #runPa = 0;
   #runBytes = 0;
+  #runRights = 0;
 
-  /**
-   * @param field - how to name the tree in errors
-   * @param mayReach - whether devices may reach a run of physical memory by these IOVAs
-   */
-  constructor(
-    incoming: IncomingMemory,
-    field: string,
-    mayReach: (iova: number, pa: number, lengthBytes: number) => boolean,
-  ) {
+  /** @param field - how to name the tree in errors */
+  constructor(incoming: IncomingMemory, field: string, mayReach: MayReach) {
     this.#incoming = incoming;
     this.#field = field;
     this.#mayReach = mayReach;
@@ -66,53 +66,73 @@ export class TableDecoder {
   decode(top: number, levels: number): DecodedTables {
     this.#incoming.claim(top, 0, `${this.#field}.top_table`);
     this.#table(top, levels - 1, 0);
-    this.#checkRun();
+    this.#checkRun(top);
     return { tables: this.#tables, leafSizes: this.#leafSizes };
   }
 
   #table(table: number, level: number, start: number): void {
     const span = ssSpanBytes(level);
-    const memory = this.#incoming.memory;
+    const { memory, report } = this.#incoming;
     for (let i = 0; i < SS_TABLE_ENTRIES; i++) {
       const low = memory.load32(table + 8 * i);
       const high = memory.load32(table + 8 * i + 4);
       if (low === 0 && high === 0) continue;
       const iova = start + i * span;
-      const address = ssAddress(low, high);
-      if (!ssIsPresent(low)) this.#refuse(iova, level, "is not present but not 0");
-      if ((high & ~SS_ADDRESS_HIGH) !== 0) this.#refuse(iova, level, "has unknown bits set");
-      const bits = low % PAGE_SIZE;
-      if (level === 0 || (bits & SS_PS) !== 0) {
-        if (level === 3 || (bits & ~(level === 0 ? RIGHTS : LEAF_BITS)) !== 0)
-          this.#refuse(iova, level, "has unknown bits set");
-        if (!isAligned(address, span)) this.#refuse(iova, level, "is not aligned to its page");
-        this.#leaf(iova, address, span);
-      } else {
-        if (bits !== RIGHTS) this.#refuse(iova, level, "names a table but has other bits set");
-        this.#incoming.claim(address, 0, this.#entryField(iova, level));
-        this.#table(address, level - 1, iova);
-      }
+      // No closure for each entry in a kernel: there are millions.
+      if (report === undefined) this.#entry(level, iova, low, high, table + 8 * i);
+      else
+        apart(this.#incoming, { pa: table + 8 * i }, () =>
+          this.#entry(level, iova, low, high, table + 8 * i),
+        );
     }
     this.#tables.push(table);
   }
 
-  #leaf(iova: number, pa: number, sizeBytes: number): void {
+  #entry(level: number, iova: number, low: number, high: number, at: number): void {
+    const span = ssSpanBytes(level);
+    const address = ssAddress(low, high);
+    if (!ssIsPresent(low)) this.#refuse(iova, level, "is not present but not 0");
+    if ((high & ~SS_ADDRESS_HIGH) !== 0) this.#refuse(iova, level, "has unknown bits set");
+    const bits = low % PAGE_SIZE;
+    if (level === 0 || (bits & SS_PS) !== 0) {
+      if (level === 3 || (bits & ~(level === 0 ? RIGHTS : LEAF_BITS)) !== 0)
+        this.#refuse(iova, level, "has unknown bits set");
+      if (!isAligned(address, span)) this.#refuse(iova, level, "is not aligned to its page");
+      this.#leaf(iova, address, span, bits & RIGHTS, at);
+    } else {
+      if (bits !== RIGHTS) this.#refuse(iova, level, "names a table but has other bits set");
+      this.#incoming.claim(address, 0, this.#entryField(iova, level));
+      this.#table(address, level - 1, iova);
+    }
+  }
+
+  /** @param at - physical address of its entry */
+  #leaf(iova: number, pa: number, sizeBytes: number, rights: number, at: number): void {
     this.#leafSizes |= sizeBytes;
-    if (pa !== this.#runPa + this.#runBytes || iova !== this.#runIova + this.#runBytes) {
-      this.#checkRun();
+    if (
+      pa !== this.#runPa + this.#runBytes ||
+      iova !== this.#runIova + this.#runBytes ||
+      rights !== this.#runRights
+    ) {
+      this.#checkRun(at);
       this.#runIova = iova;
       this.#runPa = pa;
       this.#runBytes = 0;
+      this.#runRights = rights;
     }
     this.#runBytes += sizeBytes;
   }
 
-  #checkRun(): void {
-    if (this.#runBytes > 0 && !this.#mayReach(this.#runIova, this.#runPa, this.#runBytes))
-      throw new HandoverError(
-        `${this.#field}: entry at iova ${hex(this.#runIova)}`,
-        `${hex(this.#runPa)}+${hex(this.#runBytes)} is not preserved memory`,
-      );
+  /** @param at - where the walk is, for reports */
+  #checkRun(at: number): void {
+    if (this.#runBytes === 0) return;
+    apart(this.#incoming, { pa: at }, () => {
+      if (!this.#mayReach(this.#runIova, this.#runPa, this.#runBytes, this.#runRights))
+        throw new HandoverError(
+          `${this.#field}: entry at iova ${hex(this.#runIova)}`,
+          `${hex(this.#runPa)}+${hex(this.#runBytes)} is not preserved memory`,
+        );
+    });
   }
 
   #refuse(iova: number, level: number, problem: string): never {
