@@ -7,6 +7,7 @@ import { HandoverError } from "../../abi/handover-error.ts";
 import {
   MEMFS_GENERATION_END,
   MEMFS_INLINE_NAME_BYTES,
+  MEMFS_INODE,
   MEMFS_KIND_DIRECTORY,
   MEMFS_KIND_FILE,
   MEMFS_NAME,
@@ -19,9 +20,17 @@ import {
 import { cString } from "../../abi/struct.ts";
 import { NAME_MAX } from "../../abi/uapi/fs.ts";
 import { ByteWords, type WordReader } from "../../abi/words.ts";
+import { apart, type IncomingMemory } from "../kho/incoming.ts";
 import { type Inode, newInode } from "./inode.ts";
 
 const NAME = cString(NAME_MAX + 1);
+
+/** Where a tree is read from. */
+export interface TreeSource {
+  readonly incoming: IncomingMemory;
+  /** Memory as it will be once a committed change is finished. */
+  readonly words: WordReader;
+}
 
 /**
  * @param inodes - the slots that hold inodes, by inode number
@@ -31,7 +40,7 @@ const NAME = cString(NAME_MAX + 1);
  * @throws {HandoverError}
  */
 export function decodeTree(
-  words: WordReader,
+  { incoming, words }: TreeSource,
   inodes: ReadonlyMap<number, MemfsInode>,
   nameSlots: Set<number>,
   slotPa: (number: number) => number,
@@ -39,32 +48,52 @@ export function decodeTree(
 ): Map<number, Inode> {
   const tree = new Map<number, Inode>();
   for (const [ino, inode] of inodes) {
-    const at = `${field}.inode[${ino}]`;
-    checkInode(ino, inode, at);
-    const parts = readNameParts(words, ino, inode, nameSlots, slotPa, at);
-    tree.set(
-      ino,
-      newInode({
-        ino,
-        kind: inode.kind === MEMFS_KIND_FILE ? "file" : "directory",
-        generation: inode.generation,
-        sizeBytes: inode.sizeBytes,
-        name: decodeName(parts.text, inode, at),
-        nameSlots: parts.slots,
-        parent: inode.parent,
-        isOrphan: inode.flags === MEMFS_ORPHAN,
-      }),
+    const decoded = apart(incoming, { pa: slotPa(ino), struct: MEMFS_INODE }, () =>
+      decodeInode(words, ino, inode, nameSlots, slotPa, field),
     );
+    if (decoded !== null) tree.set(ino, decoded);
   }
-  for (const number of nameSlots)
-    throw new HandoverError(`${field}.inode[${number}].owner`, "no inode has this part of a name");
-  refuseUnless(
-    tree.get(MEMFS_ROOT_INO)?.kind === "directory",
-    `${field}.inode[${MEMFS_ROOT_INO}].kind`,
-    "the root is not a directory",
+  // With an inode that could not be read its name's parts are left over, and its children have no parent.
+  if (tree.size === inodes.size)
+    for (const number of nameSlots)
+      apart(incoming, { pa: slotPa(number), struct: MEMFS_NAME }, () => {
+        throw new HandoverError(
+          `${field}.inode[${number}].owner`,
+          "no inode has this part of a name",
+        );
+      });
+  apart(incoming, { pa: slotPa(MEMFS_ROOT_INO), struct: MEMFS_INODE }, () =>
+    refuseUnless(
+      tree.get(MEMFS_ROOT_INO)?.kind === "directory",
+      `${field}.inode[${MEMFS_ROOT_INO}].kind`,
+      "the root is not a directory",
+    ),
   );
-  checkParents(tree, field);
+  if (tree.size === inodes.size) checkParents(incoming, tree, slotPa, field);
   return tree;
+}
+
+function decodeInode(
+  words: WordReader,
+  ino: number,
+  inode: MemfsInode,
+  nameSlots: Set<number>,
+  slotPa: (number: number) => number,
+  field: string,
+): Inode {
+  const at = `${field}.inode[${ino}]`;
+  checkInode(ino, inode, at);
+  const parts = readNameParts(words, ino, inode, nameSlots, slotPa, at);
+  return newInode({
+    ino,
+    kind: inode.kind === MEMFS_KIND_FILE ? "file" : "directory",
+    generation: inode.generation,
+    sizeBytes: inode.sizeBytes,
+    name: decodeName(parts.text, inode, at),
+    nameSlots: parts.slots,
+    parent: inode.parent,
+    isOrphan: inode.flags === MEMFS_ORPHAN,
+  });
 }
 
 function checkInode(ino: number, inode: MemfsInode, at: string): void {
@@ -153,32 +182,39 @@ function decodeName(text: Uint8Array, inode: MemfsInode, at: string): string {
 }
 
 /** Every parent is a directory, no two names of one are the same, and every way up ends at the root. */
-function checkParents(tree: ReadonlyMap<number, Inode>, field: string): void {
+function checkParents(
+  incoming: IncomingMemory,
+  tree: ReadonlyMap<number, Inode>,
+  slotPa: (number: number) => number,
+  field: string,
+): void {
   const names = new Map<number, Set<string>>();
   const reachesRoot = new Set([MEMFS_ROOT_INO]);
   for (const inode of tree.values()) {
     if (inode.parent === 0) continue;
-    const at = `${field}.inode[${inode.ino}]`;
-    refuseUnless(
-      tree.get(inode.parent)?.kind === "directory",
-      `${at}.parent`,
-      `${inode.parent} is not a directory`,
-    );
-    const siblings = names.get(inode.parent) ?? new Set();
-    refuseUnless(!siblings.has(inode.name), `${at}.name`, `"${inode.name}" is used twice`);
-    names.set(inode.parent, siblings.add(inode.name));
-    const way: number[] = [];
-    const seen = new Set<number>();
-    for (let at = inode.ino; !reachesRoot.has(at); at = tree.get(at)?.parent ?? 0) {
+    apart(incoming, { pa: slotPa(inode.ino), struct: MEMFS_INODE }, () => {
+      const at = `${field}.inode[${inode.ino}]`;
       refuseUnless(
-        at !== 0 && !seen.has(at),
-        `${field}.inode[${inode.ino}].parent`,
-        "the way up does not end at the root",
+        tree.get(inode.parent)?.kind === "directory",
+        `${at}.parent`,
+        `${inode.parent} is not a directory`,
       );
-      seen.add(at);
-      way.push(at);
-    }
-    for (const ino of way) reachesRoot.add(ino);
+      const siblings = names.get(inode.parent) ?? new Set();
+      refuseUnless(!siblings.has(inode.name), `${at}.name`, `"${inode.name}" is used twice`);
+      names.set(inode.parent, siblings.add(inode.name));
+      const way: number[] = [];
+      const seen = new Set<number>();
+      for (let at = inode.ino; !reachesRoot.has(at); at = tree.get(at)?.parent ?? 0) {
+        refuseUnless(
+          at !== 0 && !seen.has(at),
+          `${field}.inode[${inode.ino}].parent`,
+          "the way up does not end at the root",
+        );
+        seen.add(at);
+        way.push(at);
+      }
+      for (const ino of way) reachesRoot.add(ino);
+    });
   }
 }
 

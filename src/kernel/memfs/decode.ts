@@ -44,7 +44,7 @@ import {
 import type { WordReader } from "../../abi/words.ts";
 import { hex, isAligned, orderBytes, PAGE_SIZE } from "../../base/units.ts";
 import type { MemoryRange } from "../../machine/machine.ts";
-import type { IncomingMemory } from "../kho/incoming.ts";
+import { apart, type IncomingMemory } from "../kho/incoming.ts";
 import type { FoundBlock } from "./block-chain.ts";
 import { CARVE_OUT_ALIGNMENT, carveOutBlocks } from "./carve-out.ts";
 import { type BlockRun, ClaimedMemory } from "./claimed-memory.ts";
@@ -115,9 +115,13 @@ export function decodeMemfs(
   for (let slot = 0; slot < MEMFS_STORE_SLOTS; slot++) {
     const superblockPa = incoming.memory.load64(pa + MEMFS_STORE_SLOTS_OFFSET + 8 * slot);
     if (superblockPa === 0) continue;
-    const store = decodeStore(incoming, slot, superblockPa);
+    const place = { pa: superblockPa, struct: MEMFS_SUPERBLOCK };
+    const store = apart(incoming, place, () => decodeStore(incoming, slot, superblockPa));
+    if (store === null) continue;
     const { name } = store.superblock;
-    refuseUnless(!names.has(name), `memfs_store[${slot}].name`, `"${name}" is used twice`);
+    apart(incoming, place, () =>
+      refuseUnless(!names.has(name), `memfs_store[${slot}].name`, `"${name}" is used twice`),
+    );
     names.add(name);
     stores.push(store);
   }
@@ -178,12 +182,12 @@ function decodeStore(incoming: IncomingMemory, slot: number, superblockPa: numbe
   const slotPa = (number: number) =>
     (inodeBlockPas.get(Math.floor(number / MEMFS_INODE_TABLE.slotsEnd)) ?? 0) +
     (number % MEMFS_INODE_TABLE.slotsEnd) * MEMFS_INODE_TABLE.slotBytes;
-  const tree = decodeTree(words, inodes, nameSlots, slotPa, field);
+  const tree = decodeTree({ incoming, words }, inodes, nameSlots, slotPa, field);
 
   const unsettled: UnsettledExtent[] = [];
   const dropped: MemfsExtent[] = [];
   const isCommitted = superblock.commit !== 0;
-  const extentBlocks = readTable(MEMFS_EXTENT_TABLE, extentBlockPas, (pa, number) => {
+  const readExtent = (pa: number, number: number): boolean => {
     const extent = MEMFS_EXTENT.read(words, pa);
     const at = `${field}.extent[${number}]`;
     if (extent.state === MEMFS_EXTENT_FREE) return false;
@@ -201,12 +205,21 @@ function decodeStore(incoming: IncomingMemory, slot: number, superblockPa: numbe
     const { offset, order, count } = extent;
     claimed.claim(extent.pa, order, count, `${at}.pa`);
     const inode = tree.get(extent.ino);
+    // Of an inode that could not be read, by who only looks: that was told already.
+    if (inode === undefined && inodes.has(extent.ino)) return true;
     refuseUnless(inode?.kind === "file", `${at}.ino`, `${extent.ino} is not a file`);
     inode.extents.push({ number, offset, pa: extent.pa, order, count });
     return true;
-  });
-  for (const inode of tree.values()) checkContents(inode, field);
-  claimed.checkDisjoint(field);
+  };
+  const extentBlocks = readTable(
+    MEMFS_EXTENT_TABLE,
+    extentBlockPas,
+    (pa, number) =>
+      apart(incoming, { pa, struct: MEMFS_EXTENT }, () => readExtent(pa, number)) ?? false,
+  );
+  for (const inode of tree.values())
+    apart(incoming, { pa: slotPa(inode.ino) }, () => checkContents(inode, field));
+  apart(incoming, { pa: superblockPa }, () => claimed.checkDisjoint(field));
   for (const extent of dropped) claimed.reclaim(extent, `${field}.unfinished`);
 
   return {

@@ -20,7 +20,7 @@ import {
   memfdFolioPfn,
 } from "../../abi/memfd.ts";
 import { hex, isIndex, orderBytes, PAGE_SIZE } from "../../base/units.ts";
-import type { IncomingMemory } from "../kho/incoming.ts";
+import { apart, type IncomingMemory } from "../kho/incoming.ts";
 import { SHMEM_MAX_BYTES } from "./shmem-inode.ts";
 
 /** A memfd that waits to be retrieved. */
@@ -98,12 +98,10 @@ function decodeFolios(
   if (array === null) return { count, pa, index, order, isStale };
   const words = incoming.memory;
   const blockBytes = orderBytes(array.order);
-  for (let i = 0; i < entryCount; i++) {
-    const offset = i * MEMFD_LUO_FOLIO_SER_BYTES;
-    const at = array.pages[Math.floor(offset / blockBytes)] + (offset % blockBytes);
+  const take = (i: number, at: number): void => {
     const pfn = memfdFolioPfn(words, at);
     // Upstream's mark for a page without memory.
-    if (pfn === 0) continue;
+    if (pfn === 0) return;
     const name = `${field} memfd_luo_folio_ser[${i}]`;
     const folioPa = pfn * PAGE_SIZE;
     const folioOrder = incoming.preservedOrder(folioPa);
@@ -127,6 +125,12 @@ function decodeFolios(
     order[count] = folioOrder;
     isStale[count] = (flags & MEMFD_LUO_FOLIO_UPTODATE) === 0 ? 1 : 0;
     count++;
+  };
+  for (let i = 0; i < entryCount; i++) {
+    const offset = i * MEMFD_LUO_FOLIO_SER_BYTES;
+    const at = array.pages[Math.floor(offset / blockBytes)] + (offset % blockBytes);
+    if (incoming.report === undefined) take(i, at);
+    else apart(incoming, { pa: at }, () => take(i, at));
   }
   return { count, pa, index, order, isStale };
 }
