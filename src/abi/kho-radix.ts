@@ -79,6 +79,8 @@ export interface RadixVisitor {
   node?(pa: number, level: number): void;
   /** A preserved block, in RAM and aligned. Blocks of higher orders come first, then by address. May overlap. */
   block?(pa: number, order: number): void;
+  /** For who only looks: told what is wrong and in which page, instead of a throw; the walk goes on beside it. */
+  broken?(error: HandoverError, pa: number): void;
 }
 
 /**
@@ -91,6 +93,16 @@ export interface RadixVisitor {
 export function walkRadixTree(words: RamWords, root: number, visitor: RadixVisitor): void {
   const seen = new Set<number>();
 
+  /** Does a part of the walk that others do not depend on. @param pa - of the page that it reads */
+  const apart = (pa: number, part: () => void): void => {
+    try {
+      part();
+    } catch (error) {
+      if (!(error instanceof HandoverError) || visitor.broken === undefined) throw error;
+      visitor.broken(error, pa);
+    }
+  };
+
   const enter = (pa: number, level: number, field: string): void => {
     if (!isAligned(pa, PAGE_SIZE)) throw new HandoverError(field, `${hex(pa)} is not page aligned`);
     if (!words.contains(pa, PAGE_SIZE)) throw new HandoverError(field, `${hex(pa)} is not in RAM`);
@@ -100,26 +112,25 @@ export function walkRadixTree(words: RamWords, root: number, visitor: RadixVisit
     visitor.node?.(pa, level);
   };
 
+  const visitBlock = (pa: number, key: number, index: number): void => {
+    const order = radixKeyOrder(key);
+    if (order < 0)
+      throw new HandoverError(bitField(pa, index), "is the key 0, which names no block");
+    const block = radixKeyPa(key, order);
+    if (!words.contains(block, orderBytes(order)))
+      throw new HandoverError(bitField(pa, index), `${hex(block)} of order ${order} is not in RAM`);
+    visitor.block?.(block, order);
+  };
+
   const walkLeaf = (pa: number, firstKey: number): void => {
     for (let word = 0; word < PAGE_SIZE / 4; word++) {
       let bits = words.load32(pa + 4 * word);
       while (bits !== 0) {
-        const bit = 31 - Math.clz32(bits & -bits);
+        const index = 32 * word + 31 - Math.clz32(bits & -bits);
         bits &= bits - 1;
-        const key = firstKey + 32 * word + bit;
-        const order = radixKeyOrder(key);
-        if (order < 0)
-          throw new HandoverError(
-            bitField(pa, 32 * word + bit),
-            "is the key 0, which names no block",
-          );
-        const block = radixKeyPa(key, order);
-        if (!words.contains(block, orderBytes(order)))
-          throw new HandoverError(
-            bitField(pa, 32 * word + bit),
-            `${hex(block)} of order ${order} is not in RAM`,
-          );
-        visitor.block?.(block, order);
+        // No closure for each block in a kernel: there may be millions.
+        if (visitor.broken === undefined) visitBlock(pa, firstKey + index, index);
+        else apart(pa, () => visitBlock(pa, firstKey + index, index));
       }
     }
   };
@@ -128,19 +139,29 @@ export function walkRadixTree(words: RamWords, root: number, visitor: RadixVisit
     const span = levelSpan(level);
     for (let index = 0; index < ENTRIES; index++) {
       const child = words.load64(pa + 8 * index);
-      if (child === 0) continue;
-      const field = `kho_radix_node@${hex(pa)}.table[${index}]`;
-      const key = firstKey + index * span;
-      if (key >= 2 ** KHO_RADIX_KEY_WIDTH)
-        throw new HandoverError(field, `is for keys of more than ${KHO_RADIX_KEY_WIDTH} bits`);
-      enter(child, level - 1, field);
-      if (level === 1) walkLeaf(child, key);
-      else walkNode(child, level - 1, key);
+      if (child !== 0) apart(pa, () => walkEntry(pa, level, firstKey + index * span, index, child));
     }
   };
 
-  enter(root, KHO_TREE_MAX_DEPTH - 1, "preserved-memory-map");
-  walkNode(root, KHO_TREE_MAX_DEPTH - 1, 0);
+  const walkEntry = (
+    pa: number,
+    level: number,
+    key: number,
+    index: number,
+    child: number,
+  ): void => {
+    const field = `kho_radix_node@${hex(pa)}.table[${index}]`;
+    if (key >= 2 ** KHO_RADIX_KEY_WIDTH)
+      throw new HandoverError(field, `is for keys of more than ${KHO_RADIX_KEY_WIDTH} bits`);
+    enter(child, level - 1, field);
+    if (level === 1) walkLeaf(child, key);
+    else walkNode(child, level - 1, key);
+  };
+
+  apart(root, () => {
+    enter(root, KHO_TREE_MAX_DEPTH - 1, "preserved-memory-map");
+    walkNode(root, KHO_TREE_MAX_DEPTH - 1, 0);
+  });
 }
 
 function bitField(leaf: number, index: number): string {

@@ -18,15 +18,19 @@ import {
   readKexecMetadata,
 } from "../../abi/kexec-metadata.ts";
 import { type KhoSubtree, readKhoFdt, readScratch } from "../../abi/kho.ts";
-import { walkRadixTree } from "../../abi/kho-radix.ts";
 import { ByteWords, type WordReader } from "../../abi/words.ts";
 import { hex, isAligned, isIndex, MAX_ORDER, orderBytes, PAGE_SIZE } from "../../base/units.ts";
 import type { KhoBootParameters, PhysicalMemory } from "../../machine/machine.ts";
 import type { BlockList } from "../mm/buddy-allocator.ts";
 import type { IncomingMemory } from "./incoming.ts";
+import {
+  checkOverlaps,
+  liesInRuns,
+  mergeRuns,
+  readPreservedTree,
+  type SortedBlocks,
+} from "./preserved-blocks.ts";
 import { Scratch } from "./scratch.ts";
-
-const MAP = "preserved-memory-map";
 
 /** What the previous kernel preserved, and who has it now. */
 export class IncomingHandover implements IncomingMemory {
@@ -63,9 +67,9 @@ export class IncomingHandover implements IncomingMemory {
     const fdt = readKhoFdt(memory, parameters.fdtAddress, parameters.fdtSizeBytes);
     this.subtrees = fdt.subtrees;
 
-    const { blocks, nodes } = readTree(memory, fdt.memoryMapPa);
+    const { blocks, nodes } = readPreservedTree(memory, fdt.memoryMapPa);
     this.#blocks = blocks;
-    refuseOverlaps(blocks, nodes, this.scratch);
+    checkOverlaps(blocks, nodes, this.scratch);
     this.#runs = mergeRuns(blocks);
     this.#taken = new Uint8Array(blocks.count);
     for (let i = 0; i < blocks.count; i++) this.#untakenPages += 2 ** blocks.order(i);
@@ -89,16 +93,7 @@ export class IncomingHandover implements IncomingMemory {
   }
 
   isPreserved(pa: number, lengthBytes: number): boolean {
-    if (!(pa >= 0 && lengthBytes >= 0)) return false;
-    // Runs are start, end, start, end: pa lies in one if the last boundary not above it is a start.
-    let low = 0;
-    let high = this.#runs.length;
-    while (low < high) {
-      const middle = (low + high) >>> 1;
-      if (this.#runs[middle] <= pa) low = middle + 1;
-      else high = middle;
-    }
-    return low % 2 === 1 && pa + lengthBytes <= this.#runs[low];
+    return liesInRuns(this.#runs, pa, lengthBytes);
   }
 
   preservedOrder(pa: number): number | null {
@@ -172,108 +167,4 @@ export class IncomingHandover implements IncomingMemory {
     this.#ram.read(pa, bytes);
     return readKexecMetadata(new ByteWords(bytes), sizeBytes);
   }
-}
-
-/** Blocks sorted by address, as numbers: frame number times 64 plus order. */
-class SortedBlocks implements BlockList {
-  readonly #packed: Float64Array;
-
-  constructor(packed: Float64Array) {
-    this.#packed = packed.sort();
-  }
-
-  get count(): number {
-    return this.#packed.length;
-  }
-  pa(index: number): number {
-    return Math.floor(this.#packed[index] / 64) * PAGE_SIZE;
-  }
-  order(index: number): number {
-    return this.#packed[index] & 63;
-  }
-  end(index: number): number {
-    return this.pa(index) + orderBytes(this.order(index));
-  }
-
-  /** Index of the first block that starts at `pa` or above. */
-  lowerBound(pa: number): number {
-    let low = 0;
-    let high = this.count;
-    while (low < high) {
-      const middle = (low + high) >>> 1;
-      if (this.pa(middle) < pa) low = middle + 1;
-      else high = middle;
-    }
-    return low;
-  }
-
-  /** Index of the block that starts exactly at `pa`, or -1. */
-  find(pa: number): number {
-    const index = this.lowerBound(pa);
-    return index < this.count && this.pa(index) === pa ? index : -1;
-  }
-
-  /** Index of a block that has a byte of the range, or -1. */
-  findOverlap(pa: number, lengthBytes: number): number {
-    const index = this.lowerBound(pa + lengthBytes) - 1;
-    return index >= 0 && this.end(index) > pa ? index : -1;
-  }
-}
-
-function readTree(
-  memory: PhysicalMemory,
-  root: number,
-): { readonly blocks: SortedBlocks; readonly nodes: readonly number[] } {
-  const ramBytes = memory.ranges.reduce((sum, range) => sum + range.lengthBytes, 0);
-  const nodes: number[] = [];
-  let packed = new Float64Array(1024);
-  let count = 0;
-  let bytes = 0;
-  walkRadixTree(memory, root, {
-    node: (pa) => nodes.push(pa),
-    block: (pa, order) => {
-      if (order > MAX_ORDER)
-        throw new HandoverError(MAP, `block ${hex(pa)} has order ${order}, above ${MAX_ORDER}`);
-      // Blocks that do not overlap cannot exceed RAM: a tree of nonsense ends here, not in a full heap.
-      bytes += orderBytes(order);
-      if (bytes > ramBytes) throw new HandoverError(MAP, "blocks exceed all RAM");
-      if (count === packed.length) {
-        const larger = new Float64Array(2 * count);
-        larger.set(packed);
-        packed = larger;
-      }
-      packed[count++] = (pa / PAGE_SIZE) * 64 + order;
-    },
-  });
-  return { blocks: new SortedBlocks(packed.slice(0, count)), nodes };
-}
-
-function refuseOverlaps(blocks: SortedBlocks, nodes: readonly number[], scratch: Scratch): void {
-  const name = (index: number) => `block ${hex(blocks.pa(index))} of order ${blocks.order(index)}`;
-  for (let i = 1; i < blocks.count; i++)
-    if (blocks.end(i - 1) > blocks.pa(i))
-      throw new HandoverError(MAP, `${name(i)} overlaps ${name(i - 1)}`);
-  scratch.areas.forEach((area, index) => {
-    const block = area.size === 0 ? -1 : blocks.findOverlap(area.addr, area.size);
-    if (block >= 0) throw new HandoverError(MAP, `${name(block)} overlaps kho_scratch[${index}]`);
-  });
-  for (const node of nodes) {
-    const block = blocks.findOverlap(node, PAGE_SIZE);
-    if (block >= 0)
-      throw new HandoverError(MAP, `${name(block)} overlaps the tree's node ${hex(node)}`);
-    if (scratch.overlaps(node, PAGE_SIZE))
-      throw new HandoverError(MAP, `the tree's node ${hex(node)} lies in scratch`);
-  }
-}
-
-/** Boundaries of the runs of adjacent blocks: start, end, start, end. */
-function mergeRuns(blocks: SortedBlocks): Float64Array {
-  const runs = new Float64Array(2 * blocks.count);
-  let length = 0;
-  for (let i = 0; i < blocks.count; i++) {
-    if (length > 0 && runs[length - 1] === blocks.pa(i)) length--;
-    else runs[length++] = blocks.pa(i);
-    runs[length++] = blocks.end(i);
-  }
-  return runs.slice(0, length);
 }
