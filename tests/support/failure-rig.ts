@@ -7,7 +7,7 @@
  */
 import assert from "node:assert/strict";
 import { E1000E_DEVICE_ID, E1000E_VENDOR_ID } from "../../src/abi/e1000e.ts";
-import { O_RDWR } from "../../src/abi/uapi/fs.ts";
+import { O_CREAT, O_RDWR } from "../../src/abi/uapi/fs.ts";
 import { LINUX_REBOOT_CMD_POWER_OFF } from "../../src/abi/uapi/reboot.ts";
 import { isKernelError } from "../../src/base/errno.ts";
 import { alignUp, MIB } from "../../src/base/units.ts";
@@ -119,6 +119,16 @@ export class FailureRig {
       if (!isKernelError(error, "EEXIST")) throw error;
     }
     host.mount(STORE, MOUNT_POINT, "memfs", "");
+  }
+
+  /** Makes files beside the VMs': a directory, a name that needs several slots, single pages. */
+  makeFiles(host: Host): void {
+    const directory = `${MOUNT_POINT}/images`;
+    host.mkdir(directory);
+    const fd = host.open(`${directory}/${"a-long-name-".repeat(9)}`, O_RDWR | O_CREAT);
+    host.ftruncate(fd, 8192);
+    host.fallocate(fd, 0, 0, 8192);
+    host.close(fd);
   }
 
   /** Makes VM number `index`, with NIC number `index`. */

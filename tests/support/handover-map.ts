@@ -327,12 +327,12 @@ class FieldLister {
   #pci(pa: number): void {
     this.#struct("pci_ser", PCI_SER, pa);
     const { count } = PCI_SER.read(this.#ram, pa);
-    for (let i = 0; i < count; i++)
-      this.#struct(
-        `pci_function_ser[${i}]`,
-        PCI_FUNCTION_SER,
-        pa + PCI_SER.sizeBytes + i * PCI_FUNCTION_SER.sizeBytes,
-      );
+    for (let i = 0; i < count; i++) {
+      const at = pa + PCI_SER.sizeBytes + i * PCI_FUNCTION_SER.sizeBytes;
+      const { refcount } = PCI_FUNCTION_SER.read(this.#ram, at);
+      const name = refcount > 0 ? "pci_function_ser" : "unpreserved pci_function_ser";
+      this.#struct(`${name}[${i}]`, PCI_FUNCTION_SER, at);
+    }
   }
 
   #memfs(root: number): void {
@@ -345,15 +345,19 @@ class FieldLister {
       this.#struct(`memfs_superblock[${slot}]`, MEMFS_SUPERBLOCK, superblock);
       this.#struct(`memfs_log_entry[${slot}]`, MEMFS_LOG_ENTRY, superblock + MEMFS_LOG_OFFSET);
       const { inodeBlocks, extentBlocks } = MEMFS_SUPERBLOCK.read(ram, superblock);
-      this.#memfsTable("memfs_inode", inodeBlocks, MEMFS_INODE_TABLE, (at, name) => {
+      this.#memfsTable("memfs_inode", inodeBlocks, MEMFS_INODE_TABLE, (at, number) => {
         const kind = ram.load8(at);
-        if (kind === MEMFS_KIND_NAME) this.#struct(`${name} memfs_name`, MEMFS_NAME, at);
-        else this.#struct(name, MEMFS_INODE, at);
+        if (kind === MEMFS_KIND_NAME) this.#struct(`memfs_name[${number}]`, MEMFS_NAME, at);
+        else {
+          const free = kind === MEMFS_KIND_FREE ? "free " : "";
+          this.#struct(`${free}memfs_inode[${number}]`, MEMFS_INODE, at);
+        }
         return kind === MEMFS_KIND_FREE;
       });
-      this.#memfsTable("memfs_extent", extentBlocks, MEMFS_EXTENT_TABLE, (at, name) => {
-        this.#struct(name, MEMFS_EXTENT, at);
-        return ram.load32(at) === MEMFS_EXTENT_FREE;
+      this.#memfsTable("memfs_extent", extentBlocks, MEMFS_EXTENT_TABLE, (at, number) => {
+        const isFree = ram.load32(at) === MEMFS_EXTENT_FREE;
+        this.#struct(`${isFree ? "free " : ""}memfs_extent[${number}]`, MEMFS_EXTENT, at);
+        return isFree;
       });
     }
   }
@@ -363,14 +367,13 @@ class FieldLister {
     name: string,
     head: number,
     table: typeof MEMFS_INODE_TABLE | typeof MEMFS_EXTENT_TABLE,
-    visit: (pa: number, name: string) => boolean,
+    visit: (pa: number, number: number) => boolean,
   ): void {
     for (let block = head; block !== 0; block = MEMFS_BLOCK.read(this.#ram, block).next) {
       this.#struct(`${name}_block`, MEMFS_BLOCK, block);
       const { index } = MEMFS_BLOCK.read(this.#ram, block);
       for (let slot = 1; slot < table.slotsEnd; slot++)
-        if (visit(block + slot * table.slotBytes, `${name}[${index * table.slotsEnd + slot}]`))
-          break;
+        if (visit(block + slot * table.slotBytes, index * table.slotsEnd + slot)) break;
     }
   }
 }

@@ -73,6 +73,7 @@ function wrongNumbers(
       ["the next page", value + 4096n],
       ["the page before", value - 4096n],
       ["unaligned", value + 8n],
+      ["the largest number", 2n ** 53n - 1n],
       ["out of RAM", value + (1n << 40n)],
       ["its own page", page(field.pa)],
     );
