@@ -78,8 +78,9 @@ export class MappedMemory {
     return copy;
   }
 
-  /** Copies bytes in. */
+  /** Copies bytes in. @throws {KernelError} EFAULT when they do not all lie in the mapping; nothing is written */
   write(offset: number, bytes: Uint8Array): void {
+    if (bytes.length > 0) this.#pieceAt(offset + bytes.length - 1, 1);
     for (let done = 0; done < bytes.length; ) {
       const piece = this.#pieceAt(offset + done, 1);
       const length = Math.min(piece.end - offset - done, bytes.length - done);

@@ -52,7 +52,7 @@ export class MemfdRecord<T> {
 
   /** The newest record. @throws {KernelError} EIO as {@link open} */
   read(): T {
-    return JSON.parse(this.#newest().text) as T;
+    return this.#newest().value as T;
   }
 
   /** Replaces the record. @throws {KernelError} EFBIG when it is too large for its slot */
@@ -75,7 +75,7 @@ export class MemfdRecord<T> {
     this.#generation = generation;
   }
 
-  #newest(): { generation: number; text: string } {
+  #newest(): Slot {
     const slots = [this.#readSlot(0), this.#readSlot(1)].filter((slot) => slot !== null);
     slots.sort((a, b) => b.generation - a.generation);
     if (slots.length === 0)
@@ -83,7 +83,8 @@ export class MemfdRecord<T> {
     return slots[0];
   }
 
-  #readSlot(index: number): { generation: number; text: string } | null {
+  /** Null when it holds no intact record. */
+  #readSlot(index: number): Slot | null {
     const at = this.#slotBytes * index;
     const header = new Uint8Array(HEADER_BYTES);
     if (this.#host.pread(this.#fd, header, at) !== HEADER_BYTES) return null;
@@ -93,7 +94,23 @@ export class MemfdRecord<T> {
     const text = new Uint8Array(lengthBytes);
     if (this.#host.pread(this.#fd, text, at + HEADER_BYTES) !== lengthBytes) return null;
     if (checksum(text) !== words.load32(12)) return null;
-    return { generation: words.load32(4), text: new TextDecoder().decode(text) };
+    const value = parseJson(new TextDecoder().decode(text));
+    return value === undefined ? null : { generation: words.load32(4), value };
+  }
+}
+
+interface Slot {
+  readonly generation: number;
+  readonly value: unknown;
+}
+
+/** Undefined when it is no JSON. */
+function parseJson(text: string): unknown {
+  try {
+    return JSON.parse(text);
+  } catch (error) {
+    if (error instanceof SyntaxError) return undefined;
+    throw error;
   }
 }
 
