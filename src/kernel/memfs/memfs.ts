@@ -221,11 +221,7 @@ export class Memfs {
    * @throws {HandoverError} when there is no such file, or another session names it too
    */
   claimIncoming(data: bigint, field: string): RetainedFile {
-    const retained = decodeRetained(data);
-    const store = this.#incoming?.stores.find((s) => s.slot === retained.slot);
-    const inode = store?.inodes.get(retained.ino);
-    if (inode?.kind !== "file" || inode.generation !== retained.generation)
-      throw new HandoverError(field, `memfs has no file ${hex(data)}`);
+    const { inode, ...retained } = findRetained(this.#incoming, data, field);
     if (this.#claimed.has(data))
       throw new HandoverError(field, `file ${hex(data)} is in a session already`);
     const memory = inode.extents.map((extent) => ({
@@ -385,6 +381,23 @@ function checkSameOptions(store: Store, given: Partial<MountOptions>): void {
 /** slot:12 generation:24 ino:28 */
 function encodeRetained(slot: number, generation: number, ino: number): bigint {
   return (BigInt(slot) << 52n) | (BigInt(generation) << 28n) | BigInt(ino);
+}
+
+/**
+ * The file of a store that was handed over that a session names.
+ * @throws {HandoverError} when there is none
+ */
+export function findRetained(
+  memfs: DecodedMemfs | null,
+  data: bigint,
+  field: string,
+): { slot: number; generation: number; ino: number; inode: Inode } {
+  const retained = decodeRetained(data);
+  const store = memfs?.stores.find((s) => s.slot === retained.slot);
+  const inode = store?.inodes.get(retained.ino);
+  if (inode?.kind !== "file" || inode.generation !== retained.generation)
+    throw new HandoverError(field, `memfs has no file ${hex(data)}`);
+  return { ...retained, inode };
 }
 
 function decodeRetained(data: bigint): { slot: number; generation: number; ino: number } {
