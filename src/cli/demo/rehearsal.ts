@@ -22,7 +22,7 @@ const UPDATES = 2;
 const RUN_NS = 200_000;
 const FRAMES_PER_SECOND = 20_000;
 /** Rounds after which a further one makes the next update no faster. */
-const ROUNDS = 4;
+const ROUNDS = 3;
 
 /**
  * Runs a kernel through whole updates, again and again.

@@ -27,8 +27,7 @@ const module = await loadModule(data.entry);
 if (typeof module === "string") link.notify({ kind: "not-a-kernel", problem: module });
 else {
   link.notify({ kind: "ready" });
-  module.prepare?.(() => link.isAnswered());
-  if (!link.isAnswered()) collectGarbage();
+  module.prepare?.(() => link.isWanted());
   const entry = link.answer() as KernelEntry;
   const machine = makeMachine(entry);
   try {
@@ -53,7 +52,7 @@ async function loadModule(entry: string): Promise<KernelModule | string> {
   }
 }
 
-/** What preparing has left would otherwise be collected, or given back at the thread's end, in a blackout. */
+/** Long before this kernel's end: what preparing has left is given back now, and not at the thread's end in a blackout. */
 function collectGarbage(): void {
   setFlagsFromString("--expose-gc");
   (runInNewContext("gc") as () => void)();
@@ -72,6 +71,7 @@ function makeMachine({ config, ram, state }: KernelEntry): Machine {
     kexec: {
       installed: config.installed,
       load(image) {
+        collectGarbage();
         const answer = link.call({ kind: "load", image }) as LoadAnswer;
         if (!answer.ok)
           throw new KernelError(

@@ -74,6 +74,13 @@ describe("LiveMachine", () => {
     assert.ok(Number.parseInt(lines.at(-1) ?? "", 10) > 0);
   });
 
+  it("a kernel prepares itself before its start(), until it is wanted", async () => {
+    const { machine, lines } = watched();
+    const image = { ...IMAGE, name: "preparing", entry: beside("./preparing-kernel") };
+    assert.deepEqual(await machine.run(image, ""), { kind: "powered-off", status: 0 });
+    assert.deepEqual(lines, ["prepared"]);
+  });
+
   it("run() rejects with the kernel's stack when it panics, and ends all threads", async () => {
     const { machine } = watched();
     await assert.rejects(machine.run(IMAGE, "then=panic"), (error) => {

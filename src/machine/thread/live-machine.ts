@@ -33,7 +33,7 @@ import type {
 } from "./messages.ts";
 import { monotonicNs } from "./monotonic-clock.ts";
 import { startWorker } from "./start-worker.ts";
-import { answer } from "./supervisor-link.ts";
+import { answer, callForKernel, createAnswers } from "./supervisor-link.ts";
 
 /** The phases of one jump; times by the machine's clock, so that a kernel's own can be set beside them. */
 export interface LiveJump {
@@ -179,7 +179,7 @@ export class LiveMachine {
     if (image.entry.startsWith("file:") && !existsSync(fileURLToPath(image.entry)))
       return { ok: false, code: "ENOENT", problem: `there is no ${image.entry}` };
     const { port1, port2 } = new MessageChannel();
-    const answers = new SharedArrayBuffer(4);
+    const answers = createAnswers();
     const data: KernelThreadData = { entry: image.entry, port: port2, answers };
     const worker = this.#start("kernel-thread", data, [port2]);
     const thread: KernelThread = { image, worker, port: port1, answers };
@@ -216,6 +216,7 @@ export class LiveMachine {
   #enter(parameters: BootParameters): void {
     const thread = this.#loaded;
     assert(thread !== null, "an image is loaded");
+    callForKernel(thread.answers);
     this.#loaded = null;
     this.#running = thread;
     const entry: KernelEntry = {
@@ -258,8 +259,10 @@ export class LiveMachine {
   async #answerLoad(thread: KernelThread, image: KernelImage | null): Promise<void> {
     let result: LoadAnswer = { ok: true };
     if (image === null) await this.#unload();
-    // Code that is in place may have prepared itself, and images do not change: it stays.
-    else if (image.entry !== this.#loaded?.image.entry) result = await this.#load(image);
+    // Code that is in place has prepared itself, and images do not change: it stays. Who asks for it again is about to
+    // jump, and preparing any longer would only slow that down.
+    else if (image.entry === this.#loaded?.image.entry) callForKernel(this.#loaded.answers);
+    else result = await this.#load(image);
     answer(thread.port, thread.answers, result);
   }
 
@@ -271,6 +274,7 @@ export class LiveMachine {
     const next = this.#loaded;
     assert(next !== null, "an image is loaded");
     this.#running = null;
+    callForKernel(next.answers);
     const ended = old.worker.terminate();
     // The old kernel waits for its end and stores nothing more, so the handover can be read meanwhile.
     const kept = keptRanges(this.ram, parameters.kho);

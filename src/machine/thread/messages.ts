@@ -31,7 +31,7 @@ export interface KernelThreadData {
   readonly entry: string;
   /** Answers of the supervisor come here ... */
   readonly port: MessagePort;
-  /** ... and are counted here (Int32). */
+  /** ... and are counted here. @see createAnswers */
   readonly answers: SharedArrayBuffer;
 }
 

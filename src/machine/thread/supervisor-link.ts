@@ -5,6 +5,19 @@
 import { type MessagePort, receiveMessageOnPort } from "node:worker_threads";
 import type { KernelMessage, KernelThreadData } from "./messages.ts";
 
+const COUNT = 0;
+const WANTED = 1;
+
+/** The shared memory of a link: Int32 count of answers, Int32 whether the thread's kernel is wanted. */
+export function createAnswers(): SharedArrayBuffer {
+  return new SharedArrayBuffer(8);
+}
+
+/** The supervisor tells a thread that the jump into it has begun: what it still prepares only takes time from others. */
+export function callForKernel(answers: SharedArrayBuffer): void {
+  Atomics.store(new Int32Array(answers), WANTED, 1);
+}
+
 /** The kernel thread's end. */
 export class SupervisorLink {
   readonly #up: MessagePort;
@@ -29,15 +42,15 @@ export class SupervisorLink {
     return this.answer();
   }
 
-  /** Whether an answer is there that {@link answer} has not returned. */
-  isAnswered(): boolean {
-    return Atomics.load(this.#answers, 0) !== this.#taken;
+  /** Whether the jump into this thread's kernel has begun: {@link callForKernel}. */
+  isWanted(): boolean {
+    return Atomics.load(this.#answers, WANTED) !== 0;
   }
 
   /** Blocks until the supervisor answers what was last asked. */
   answer(): unknown {
     for (;;) {
-      Atomics.wait(this.#answers, 0, this.#taken);
+      Atomics.wait(this.#answers, COUNT, this.#taken);
       const received = receiveMessageOnPort(this.#down);
       if (received === undefined) continue;
       this.#taken++;
@@ -50,6 +63,6 @@ export class SupervisorLink {
 export function answer(port: MessagePort, answers: SharedArrayBuffer, message: unknown): void {
   port.postMessage(message);
   const count = new Int32Array(answers);
-  Atomics.add(count, 0, 1);
-  Atomics.notify(count, 0);
+  Atomics.add(count, COUNT, 1);
+  Atomics.notify(count, COUNT);
 }
