@@ -77,7 +77,7 @@ export function decodeKhoFdt(bytes: Uint8Array): KhoFdt {
   if (compatible.length !== expected.length || !expected.every((b, i) => b === compatible[i]))
     throw new HandoverError(
       "fdt:/.compatible",
-      `"${printable(compatible)}" is not "${KHO_FDT_COMPATIBLE}"`,
+      `${quoted(compatible)} is not "${KHO_FDT_COMPATIBLE}"`,
     );
   const memoryMapPa = u64Property(root, "fdt:/", KHO_FDT_MEMORY_MAP_PROP_NAME);
   refuseOthers(root, "fdt:/", ["compatible", KHO_FDT_MEMORY_MAP_PROP_NAME]);
@@ -205,9 +205,11 @@ function refuseOthers(node: FdtNode, path: string, known: readonly string[]): vo
     if (!known.includes(name)) throw new HandoverError(`${path}.${name}`, "is not known");
 }
 
-function printable(bytes: Uint8Array): string {
+/** A string property's value, for a message. */
+function quoted(bytes: Uint8Array): string {
+  const isEnded = bytes.at(-1) === 0;
   let text = "";
-  for (const byte of bytes.subarray(0, 64))
+  for (const byte of bytes.subarray(0, isEnded ? -1 : undefined).subarray(0, 64))
     text += byte >= 0x20 && byte <= 0x7e ? String.fromCharCode(byte) : ".";
-  return text;
+  return isEnded ? `"${text}"` : `"${text}" without a NUL`;
 }
