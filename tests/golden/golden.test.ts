@@ -31,20 +31,16 @@ function load(name: string): {
   golden: Golden;
   machine: DeterministicMachine;
   lines: string[];
-  boot: KernelModule;
-  kernels: Kernel[];
   use: (userspace: (kernel: Kernel) => never) => void;
 } {
   const blob = readFileSync(`${DIRECTORY}/${name}`);
   assert.ok(blob.length < BLOB_BYTES_MAX, `${blob.length} bytes`);
   const { golden, pages } = readGolden(blob);
   const lines: string[] = [];
-  const kernels: Kernel[] = [];
   let userspace: ((kernel: Kernel) => never) | null = null;
   const module: KernelModule = {
     start(machine, parameters) {
       const kernel = boot(machine, parameters, { release: "golden-reader" });
-      kernels.push(kernel);
       assert.ok(userspace !== null);
       return userspace(kernel);
     },
@@ -59,7 +55,7 @@ function load(name: string): {
     userspace = program;
     assert.deepEqual(machine.run(module, golden.parameters), { kind: "powered-off", status: 0 });
   };
-  return { golden, machine, lines, boot: module, kernels, use };
+  return { golden, machine, lines, use };
 }
 
 function sha256OfFile(host: Host, fd: number, lengthBytes: number): string {

@@ -8,6 +8,8 @@
  */
 import assert from "node:assert/strict";
 import { describe, it } from "node:test";
+import { E1000E_DEVICE_ID } from "../../src/abi/e1000e.ts";
+import { PCI_COMMAND, PCI_COMMAND_MASTER } from "../../src/abi/pci.ts";
 import { Agent, type RestoreResult } from "../../src/agent/agent.ts";
 import type { Journal } from "../../src/agent/journal.ts";
 import { isKernelError } from "../../src/base/errno.ts";
@@ -48,6 +50,13 @@ function restoreAll(
       for (const vm of vms) vm.step();
     },
   });
+}
+
+/** The NIC of a VM that was lost can do nothing any more. */
+function expectQuiet({ kernel }: Booted, index: number, when: string): void {
+  const nics = kernel.pci.functions.filter(({ deviceId }) => deviceId === E1000E_DEVICE_ID);
+  assert.equal(nics[index].configRead(PCI_COMMAND, 2) & PCI_COMMAND_MASTER, 0, when);
+  assert.equal(kernel.iommu.domainOf(nics[index])?.type, "blocking", when);
 }
 
 describe("a boot whose steps fail one after the other", () => {
@@ -173,6 +182,7 @@ describe("a restoration whose steps fail one after the other", () => {
       // The session is finished: the memory may be given to others, so no device may have it any more.
       for (const name of lost) {
         rig.watch.forbid(name);
+        expectQuiet(booted, NAMES.indexOf(name), when);
         host.unlink(`/mnt/guests/${name}`);
       }
       const vms = [...result.vms];
@@ -197,8 +207,9 @@ describe("a restoration whose steps fail one after the other", () => {
         return taken;
       } catch (error) {
         if (!isKernelError(error)) throw error;
-        // A journal whose retrieval failed is lost for good, as any file is; the VMs are not.
         assert.match(error.message, /injected/);
+        // A journal whose retrieval failed is lost for good, as any file is; the VMs are not. Nothing else loses it.
+        assert.equal(rig.faults.stop()?.point, "luo.retrieve:handler");
         return { agent: Agent.start(host, observe), journal: journalByHand() };
       }
     }
