@@ -16,7 +16,7 @@ import { VFIO_PCI_CONFIG_REGION_INDEX } from "../abi/uapi/vfio.ts";
 import { VFIO_PCI_LUO_COMPATIBLE } from "../abi/vfio-luo.ts";
 import { isKernelError, KernelError } from "../base/errno.ts";
 import { withUndo } from "../base/undo.ts";
-import { GIB } from "../base/units.ts";
+import { alignUp, GIB, PAGE_SIZE } from "../base/units.ts";
 import { fiemap } from "../host/fiemap.ts";
 import type { Host } from "../host/host.ts";
 import * as iommufd from "../host/iommufd.ts";
@@ -44,6 +44,8 @@ export interface VmSpec {
 /** Tokens of a VM's files in its session. */
 const TOKEN = { memory: 1n, state: 2n, iommufd: 3n, device: 4n } as const;
 const STATE_SLOT_BYTES = 32 * 1024;
+/** Room in a slot for each run of the memory map: three numbers below 2^52 as JSON. */
+const RUN_BYTES = 56;
 const BAR0 = 0;
 
 /** What goes through the jump in the state memfd. */
@@ -134,7 +136,9 @@ export class VirtualMachine implements RestoredVm {
         device: keep(host.open(spec.devicePath, O_RDWR)),
         event: keep(host.eventfd(0, EFD_NONBLOCK)),
       };
-      const state = MemfdRecord.create<VmState>(host, fds.state, STATE_SLOT_BYTES, {
+      const runs = fiemap(host, memoryFd).length;
+      const slotBytes = STATE_SLOT_BYTES + alignUp(runs * RUN_BYTES, PAGE_SIZE);
+      const state = MemfdRecord.create<VmState>(host, fds.state, slotBytes, {
         format: "holdfast-vm-v1",
         spec,
         hwptToken: null,
@@ -251,7 +255,7 @@ export class VirtualMachine implements RestoredVm {
       {
         kind: "state",
         label: `${spec.name}-state`,
-        bytes: 2 * STATE_SLOT_BYTES,
+        bytes: this.#host.fstat(this.#fds.state).sizeBytes,
         compatible: MEMFD_LUO_FH_COMPATIBLE,
         blocker: null,
       },
@@ -416,12 +420,16 @@ function readMemoryMap(host: Host, fd: number): VmState["memoryMap"] {
 
 /** Bytes of the file that do not lie where they lay. */
 function movedBytes(before: VmState["memoryMap"], after: VmState["memoryMap"]): number {
+  // Both are in order, and this is in the blackout: one pass over both.
   let moved = 0;
+  let first = 0;
   for (const [offset, physical, lengthBytes] of before) {
+    const end = offset + lengthBytes;
     let same = 0;
-    for (const [o, p, l] of after) {
-      if (p - o !== physical - offset) continue;
-      same += Math.max(0, Math.min(offset + lengthBytes, o + l) - Math.max(offset, o));
+    while (first < after.length && after[first][0] + after[first][2] <= offset) first++;
+    for (let i = first; i < after.length && after[i][0] < end; i++) {
+      const [o, p, l] = after[i];
+      if (p - o === physical - offset) same += Math.min(end, o + l) - Math.max(offset, o);
     }
     moved += lengthBytes - same;
   }
