@@ -8,7 +8,7 @@ import { AskedDomains } from "./asked-domains.ts";
 import type { DecodedIommu } from "./handover-decoder.ts";
 
 const TOP = 0x1000;
-const DOMAIN = { top: TOP, levels: 3, tables: [TOP], leafSizes: 0 };
+const DOMAIN = { top: TOP, levels: 3, tables: [TOP], leafSizes: 0, isWhole: true };
 
 /** Slots: 0 unused, 1 a user's with a function, 2 of RMRRs with a function, 3 a user's without any. */
 function decoded(): DecodedIommu {

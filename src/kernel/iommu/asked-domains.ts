@@ -10,17 +10,19 @@ import { IOMMU_DOMAIN_RMRR } from "../../abi/iommu-luo.ts";
 import type { WordReader } from "../../abi/words.ts";
 import { pciName } from "../pci/function.ts";
 import type { IncomingDomains } from "./domain.ts";
-import type { DecodedIommu } from "./handover-decoder.ts";
+import type { DecodedIommu, HandedOverUnit } from "./handover-decoder.ts";
 import { LeafCursor } from "./second-stage-walk.ts";
+
+type Decoded = DecodedIommu<HandedOverUnit>;
 
 /** What was decoded, and which of it somebody has asked for. */
 export class AskedDomains implements IncomingDomains {
   readonly #memory: WordReader;
-  readonly #decoded: DecodedIommu;
+  readonly #decoded: Decoded;
   readonly #domains = new Set<number>();
-  readonly #devices = new Set<DecodedIommu["devices"][number]>();
+  readonly #devices = new Set<Decoded["devices"][number]>();
 
-  constructor(memory: WordReader, decoded: DecodedIommu) {
+  constructor(memory: WordReader, decoded: Decoded) {
     this.#memory = memory;
     this.#decoded = decoded;
   }

@@ -73,6 +73,8 @@ export interface DecodedDomain {
   readonly tables: readonly number[];
   /** Sizes of its leaves, as a sum of powers of two. */
   readonly leafSizes: number;
+  /** Whether all entries passed: always, but for who only looks. What did not must not be walked again. */
+  readonly isWhole: boolean;
 }
 
 /** A function as it was handed over. */
@@ -305,7 +307,7 @@ export class HandoverDecoder<U extends HandedOverUnit = RemappingUnit> {
         found.add(rmrr);
         if (used.has(device.domain)) this.#refuse(name, device.domain, "used by two functions");
         used.add(device.domain);
-        if (!this.#mapsExactly(domain, rmrr.ranges))
+        if (domain.isWhole && !this.#mapsExactly(domain, rmrr.ranges))
           this.#refuse(name, device.domain, "it does not map exactly the function's RMRRs");
       });
     }

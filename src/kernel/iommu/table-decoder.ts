@@ -30,6 +30,8 @@ export interface DecodedTables {
   readonly tables: readonly number[];
   /** Sizes of its leaves, as a sum of powers of two. */
   readonly leafSizes: number;
+  /** Whether every entry passed: always, but for who only looks. */
+  readonly isWhole: boolean;
 }
 
 /**
@@ -45,6 +47,7 @@ export class TableDecoder {
   readonly #mayReach: MayReach;
   readonly #tables: number[] = [];
   #leafSizes = 0;
+  #isWhole = true;
   // A run of leaves that is contiguous in IOVA and physical memory, checked as one.
   #runIova = 0;
   #runPa = 0;
@@ -67,7 +70,7 @@ export class TableDecoder {
     this.#incoming.claim(top, 0, `${this.#field}.top_table`);
     this.#table(top, levels - 1, 0);
     this.#checkRun(top);
-    return { tables: this.#tables, leafSizes: this.#leafSizes };
+    return { tables: this.#tables, leafSizes: this.#leafSizes, isWhole: this.#isWhole };
   }
 
   #table(table: number, level: number, start: number): void {
@@ -81,9 +84,11 @@ export class TableDecoder {
       // No closure for each entry in a kernel: there are millions.
       if (report === undefined) this.#entry(level, iova, low, high, table + 8 * i);
       else
-        apart(this.#incoming, { pa: table + 8 * i }, () =>
-          this.#entry(level, iova, low, high, table + 8 * i),
-        );
+        this.#isWhole =
+          apart(this.#incoming, { pa: table + 8 * i }, () => {
+            this.#entry(level, iova, low, high, table + 8 * i);
+            return this.#isWhole;
+          }) ?? false;
     }
     this.#tables.push(table);
   }

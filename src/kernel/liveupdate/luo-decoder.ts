@@ -119,10 +119,8 @@ class Decoder<H extends FileDecoder, F extends FlbDecoder> {
     if (!this.#isIncomplete)
       this.#flbs.forEach((one, i) => {
         const at = { pa: flbEntryPa(luo.flbs_pa, i), struct: LUO_FLB_SER };
-        apart(incoming, at, () => {
-          this.#checkUsers(one, i, sessions);
-          one.flb.checkAsked?.(one.data, `FLB "${one.flb.compatible}"`);
-        });
+        apart(incoming, at, () => this.#checkUsers(one, i, sessions));
+        apart(incoming, at, () => one.flb.checkAsked?.(one.data, `FLB "${one.flb.compatible}"`));
       });
     return {
       liveupdateNumber: luo.liveupdate_num,

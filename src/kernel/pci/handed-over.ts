@@ -117,6 +117,7 @@ export function writeFunctions(
  * @param data - physical address of the block; untrusted
  * @param field - how to name the place in errors
  * @param hardware - null: there is none to compare with
+ * @param windows - of all segments; null: not known
  * @throws {HandoverError} when any rule at the head of this file is broken
  */
 export function decodeFunctions(
@@ -124,6 +125,7 @@ export function decodeFunctions(
   data: bigint,
   field: string,
   hardware: PciHardware | null,
+  windows = hardware?.firmware.mmioWindows ?? null,
 ): HandedOverPci {
   const { pa, order, count } = claimBlock(incoming, data, field);
   const records: FunctionRecord[] = [];
@@ -140,7 +142,7 @@ export function decodeFunctions(
         );
       if (record.refcount > 0) {
         if (hardware !== null) checkHardware(hardware.access, ser, record, at);
-        checkAddresses(hardware?.firmware ?? null, records, record, at);
+        checkAddresses(windows, records, record, at);
       }
       checkAbsent(ser, record.isBridge, at);
       records.push(record);
@@ -250,7 +252,7 @@ function checkHardware(
 
 /** Whether the BARs of a preserved function can be where they are. */
 function checkAddresses(
-  firmware: Pick<Firmware, "mmioWindows"> | null,
+  windows: Firmware["mmioWindows"] | null,
   before: readonly FunctionRecord[],
   record: FunctionRecord,
   at: string,
@@ -266,9 +268,7 @@ function checkAddresses(
     const { start, lengthBytes } = range;
     if (start % lengthBytes !== 0)
       throw new HandoverError(place, `${hex(start)} is not aligned to ${hex(lengthBytes)}`);
-    const isInWindow = firmware?.mmioWindows.some(
-      (w) => w.segment === record.segment && contains(w, range),
-    );
+    const isInWindow = windows?.some((w) => w.segment === record.segment && contains(w, range));
     if (isInWindow === false)
       throw new HandoverError(place, `${hex(start)} + ${hex(lengthBytes)} is in no MMIO window`);
     for (const other of before)

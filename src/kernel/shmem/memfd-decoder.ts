@@ -20,8 +20,9 @@ import {
   memfdFolioPfn,
 } from "../../abi/memfd.ts";
 import { hex, isIndex, orderBytes, PAGE_SIZE } from "../../base/units.ts";
+import type { MemoryRange } from "../../machine/machine.ts";
 import { apart, type IncomingMemory } from "../kho/incoming.ts";
-import { SHMEM_MAX_BYTES } from "./shmem-inode.ts";
+import { SEALS_FOR_DMA, SHMEM_MAX_BYTES } from "./shmem-inode.ts";
 
 /** A memfd that waits to be retrieved. */
 export interface DecodedMemfd {
@@ -133,4 +134,16 @@ function decodeFolios(
     else apart(incoming, { pa: at }, () => take(i, at));
   }
   return { count, pa, index, order, isStale };
+}
+
+/** Whether the previous kernel's iommufds could preserve mappings of it. */
+export function mayBackDma({ seals }: DecodedMemfd): boolean {
+  return (seals & SEALS_FOR_DMA) === SEALS_FOR_DMA;
+}
+
+/** Memory of the file that devices may be given: none where it can be taken out of the file. */
+export function* memoryForDma(memfd: DecodedMemfd): Generator<MemoryRange> {
+  if (!mayBackDma(memfd)) return;
+  const { count, pa, order } = memfd.folios;
+  for (let i = 0; i < count; i++) yield { start: pa[i], lengthBytes: orderBytes(order[i]) };
 }

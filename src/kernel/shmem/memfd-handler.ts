@@ -39,10 +39,10 @@ import type {
 } from "../liveupdate/file-handler.ts";
 import type { File } from "../vfs/file.ts";
 import type { Shmem } from "./memfd.ts";
-import { type DecodedMemfd, decodeMemfd } from "./memfd-decoder.ts";
+import { type DecodedMemfd, decodeMemfd, mayBackDma, memoryForDma } from "./memfd-decoder.ts";
 import { MemfdFile } from "./memfd-file.ts";
 import { allocPreservedArray, type PreservedArray } from "./preserved-array.ts";
-import { SEALS_FOR_DMA, type ShmemInode } from "./shmem-inode.ts";
+import type { ShmemInode } from "./shmem-inode.ts";
 
 /** Upstream pins folios by an unsigned int. */
 const MAX_PAGES = 2 ** 32 - 1;
@@ -174,10 +174,8 @@ export class MemfdHandler implements FileHandler<DecodedMemfd> {
   }
 
   /** What can be taken out of the file is not kept by it. */
-  *memoryOf(data: DecodedMemfd): Generator<MemoryRange> {
-    if (!mayBackDma(data)) return;
-    const { count, pa, order } = data.folios;
-    for (let i = 0; i < count; i++) yield { start: pa[i], lengthBytes: orderBytes(order[i]) };
+  memoryOf(data: DecodedMemfd): Iterable<MemoryRange> {
+    return memoryForDma(data);
   }
 
   retrieve({ data }: RetrieveArgs<DecodedMemfd>): File {
@@ -216,11 +214,6 @@ export class MemfdHandler implements FileHandler<DecodedMemfd> {
     this.#pages.kho.restore(pa, order);
     this.#pages.mm.free(pa, order);
   }
-}
-
-/** Whether the previous kernel's iommufds could preserve mappings of it. */
-function mayBackDma({ seals }: DecodedMemfd): boolean {
-  return (seals & SEALS_FOR_DMA) === SEALS_FOR_DMA;
 }
 
 function asMemfd(file: File): MemfdFile {
