@@ -21,8 +21,7 @@ import {
   utimesSync,
   writeFileSync,
 } from "node:fs";
-import { createRequire } from "node:module";
-import { dirname, join } from "node:path";
+import { join } from "node:path";
 import { type CpioEntry, encodeCpio, withFolders } from "./cpio.ts";
 import { cacheFolder, repositoryRoot } from "./kernel-cache.ts";
 
@@ -31,8 +30,6 @@ export const NODE_PATH = "/bin/node";
 /** Folder of the program. */
 export const PROGRAM_FOLDER = "program";
 const CACHED_ARCHIVES_MAX = 2;
-
-const requireHere = createRequire(import.meta.url);
 
 /**
  * @param program - the program's folder, with everything that it imports but koffi
@@ -77,15 +74,8 @@ export function buildInitramfs(
 function baseArchive(): string {
   const sources = [
     ...nodeAndLibraries(),
-    ...packageFiles("koffi", [
-      "package.json",
-      "index.cjs",
-      "index.js",
-      "indirect.cjs",
-      "indirect.js",
-    ]),
-    ...packageFiles("koffi", ["lib"]),
-    ...packageFiles("@koromix/koffi-linux-x64", ["package.json", "index.js", "linux_x64"]),
+    ...packageFiles("koffi"),
+    ...packageFiles("@koromix/koffi-linux-x64"),
   ];
   const hash = createHash("sha256").update(
     readFileSync(join(repositoryRoot(), "package-lock.json")),
@@ -151,22 +141,13 @@ function nodeAndLibraries(): Source[] {
   ];
 }
 
-function packageFiles(name: string, wanted: readonly string[]): Source[] {
-  let folder = dirname(requireHere.resolve("koffi"));
-  while (!existsSync(join(folder, "node_modules", name, "package.json"))) {
-    if (folder === dirname(folder)) throw new Error(`${name} is not installed: npm ci`);
-    folder = dirname(folder);
-  }
-  folder = join(folder, "node_modules", name);
-  const files = wanted.flatMap((path) => {
-    const full = join(folder, path);
-    if (!existsSync(full)) return [];
-    return statSync(full).isDirectory() ? filesBelow(full).map((f) => join(path, f)) : [path];
-  });
-  return files.map((path) => ({
-    path: join("node_modules", name, path),
-    from: join(folder, path),
-  }));
+/** What of an installed package runs. */
+function packageFiles(name: string): Source[] {
+  const folder = join(repositoryRoot(), "node_modules", name);
+  if (!existsSync(folder)) throw new Error(`${name} is not installed: npm ci`);
+  return filesBelow(folder)
+    .filter((path) => /\.(js|cjs|json|node)$/.test(path) && !path.includes("musl"))
+    .map((path) => ({ path: join("node_modules", name, path), from: join(folder, path) }));
 }
 
 /** Paths of all files below a folder, sorted. */

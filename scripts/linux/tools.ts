@@ -36,6 +36,7 @@ export const BUILD_TOOLS: readonly Tool[] = [
 /** To boot one, and to read what it left with other people's programs. */
 export const BOOT_TOOLS: readonly Tool[] = commands({
   "qemu-system-x86_64": "qemu-system-x86",
+  setpriv: "util-linux",
   ldd: "libc-bin",
   strip: "binutils",
 });

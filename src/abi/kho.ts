@@ -140,7 +140,7 @@ export const KHO_SCRATCH_MAX_COUNT = 2 + 1024;
  * Reads the scratch array out of RAM.
  *
  * @param arrayPa - as the boot parameters say it; untrusted, as `arraySizeBytes` is
- * @returns the areas in the array's order, those of size 0 too
+ * @returns the areas in the array's order, those of size 0 too, which have address 0 then
  * @throws {HandoverError} when the array or an area is not in RAM or unaligned, there is none, or two overlap
  */
 export function readScratch(
@@ -176,9 +176,9 @@ export function readScratch(
         (o) => o.addr < area.addr + area.size && area.addr < o.addr + o.size,
       );
       if (other >= 0) throw new HandoverError(`${field}.addr`, `overlaps kho_scratch[${other}]`);
-    } else if (area.addr !== 0)
-      throw new HandoverError(`${field}.addr`, `${hex(area.addr)}, but the area is empty`);
-    areas.push(area);
+    }
+    // Upstream writes where an empty area would have been, which may be inside of anything.
+    areas.push(area.size > 0 ? area : { addr: 0, size: 0 });
   }
   if (areas.every((area) => area.size === 0))
     throw new HandoverError("kho_scratch", "no area has any memory");

@@ -3,17 +3,27 @@
  * reads the file meanwhile, and lets the guest go on.
  *
  * The machine is a q35 by emulation (no KVM needed). Serial line 1 is the kernel's console and goes into a log, which
- * every failure shows the end of; serial line 2 carries reports and the word to go on.
- * Lifecycle: `start`, then `next` and `goOn` in turn, then `close`, always. Nothing is left behind by any end of this
- * process but SIGKILL: then QEMU ends by itself, as its standard input is gone, and the files stay in /dev/shm.
+ * every failure shows the end of; serial line 2 carries reports and the word to go on. While the test looks, QEMU is
+ * stopped (SIGSTOP), so that memory is still.
+ * Lifecycle: `start`, then `next` and `goOn` in turn, then `close`, always. QEMU ends with this process however that
+ * ends (setpriv --pdeathsig); files that a killed process has left are removed by the next start.
  * @module
  */
 import assert from "node:assert/strict";
 import { type ChildProcessWithoutNullStreams, spawn, spawnSync } from "node:child_process";
-import { existsSync, mkdtempSync, readFileSync, rmSync, statfsSync, writeFileSync } from "node:fs";
+import {
+  existsSync,
+  mkdtempSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  statfsSync,
+  writeFileSync,
+} from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { createInterface } from "node:readline";
+import { setTimeout as sleep } from "node:timers/promises";
 import { buildInitramfs } from "../../scripts/linux/initramfs.ts";
 import {
   BUILD_KERNEL_COMMAND,
@@ -22,6 +32,7 @@ import {
 } from "../../scripts/linux/kernel-cache.ts";
 import { BOOT_TOOLS, describeMissing } from "../../scripts/linux/tools.ts";
 import { MIB } from "../../src/base/units.ts";
+import { findGate, type KhoData, openGate, readKhoData, withGate } from "./gate.ts";
 import {
   GO_ON,
   type GuestReport,
@@ -35,17 +46,20 @@ export const RAM_BYTES = 1024 * MIB;
 /** Longest time to the next report; ten times what it takes on two busy cores. */
 const REPORT_TIMEOUT_MS = 120_000;
 const LOG_TAIL_LINES = 60;
+const GATE_POLL_MS = 50;
+const FOLDER_PREFIX = "holdfast-linux-";
 
 /**
- * Why a real kernel cannot be booted here.
+ * For the `skip` of tests that boot a real kernel: false, or why they cannot run here.
  *
- * @returns null when it can
  * @throws {Error} in CI: there these tests must run
  */
-export function reasonToSkip(): string | null {
+export function skipReason(): string | false {
   const reason = missing();
-  if (reason !== null && process.env["CI"] === "true")
-    throw new Error(`the tests on a real kernel must run in CI: ${reason}`);
+  if (reason === null) return false;
+  if (process.env["CI"] === "true")
+    throw new Error(`the tests on a real Linux kernel must run in CI: ${reason}`);
+  console.error(`SKIPPED: tests on a real Linux kernel: ${reason}`);
   return reason;
 }
 
@@ -64,6 +78,8 @@ export class LinuxMachine {
   readonly #qemu: ChildProcessWithoutNullStreams;
   readonly #lines: AsyncIterator<string>;
   #errors = "";
+  /** Where a kernel waits at the gate. */
+  #gate: number | null = null;
   readonly #onExit = () => this.#destroy();
   readonly #onSignal = (signal: NodeJS.Signals) => {
     this.#destroy();
@@ -77,7 +93,7 @@ export class LinuxMachine {
     process.on("exit", this.#onExit);
     for (const signal of SIGNALS) process.once(signal, this.#onSignal);
     const kernel = findKernel();
-    assert(kernel !== null, "reasonToSkip() said that there is a kernel");
+    assert(kernel !== null, "skipReason() said that there is a kernel");
     const initramfs = join(folder, "initramfs.cpio");
     writeInitramfs(initramfs, join(folder, "program"), kernel.bzImage);
     const commandLine = [
@@ -85,7 +101,8 @@ export class LinuxMachine {
       `${SCENARIO_PARAMETER}=${scenario}`,
     ].join(" ");
     const size = `${RAM_BYTES / MIB}M`;
-    this.#qemu = spawn("qemu-system-x86_64", [
+    this.#qemu = spawn("setpriv", [
+      ...["--pdeathsig", "KILL", "qemu-system-x86_64"],
       ...["-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-m", size],
       ...["-M", "q35,memory-backend=ram", "-nodefaults", "-nographic", "-no-reboot"],
       ...["-object", `memory-backend-file,id=ram,size=${size},mem-path=${this.ram},share=on`],
@@ -103,7 +120,9 @@ export class LinuxMachine {
 
   /** Powers a machine on. */
   static start(scenario: Scenario): LinuxMachine {
-    return new LinuxMachine(mkdtempSync(join(folderForRam(), "holdfast-")), scenario);
+    const parent = folderForRam();
+    removeLeftovers(parent);
+    return new LinuxMachine(mkdtempSync(join(parent, `${FOLDER_PREFIX}${process.pid}-`)), scenario);
   }
 
   /**
@@ -119,7 +138,26 @@ export class LinuxMachine {
     if (report.stage === "failed")
       this.#fail(`the guest failed before "${stage}": ${report.error}`);
     if (report.stage !== stage) this.#fail(`the guest reported "${report.stage}", not "${stage}"`);
+    this.#qemu.kill("SIGSTOP");
     return report as Extract<GuestReport, { stage: S }>;
+  }
+
+  /**
+   * Waits until the old kernel has jumped and the new one waits at the gate; it passes by {@link goOn}.
+   *
+   * @returns what the old kernel has told it
+   */
+  async jumped(): Promise<KhoData> {
+    const end = Date.now() + REPORT_TIMEOUT_MS;
+    for (;;) {
+      this.#gate = findGate(this.ram);
+      if (this.#gate !== null) break;
+      if (this.#qemu.exitCode !== null) this.#fail("the guest ended before its jump");
+      if (Date.now() > end) this.#fail(`no jump within ${REPORT_TIMEOUT_MS / 1000} s`);
+      await sleep(GATE_POLL_MS);
+    }
+    this.#qemu.kill("SIGSTOP");
+    return readKhoData(this.ram, this.#gate);
   }
 
   /** Waits until the machine has ended, by reset or panic. @throws {Error} when the guest reports instead */
@@ -130,6 +168,12 @@ export class LinuxMachine {
 
   /** Lets the guest take its next step. */
   goOn(): void {
+    this.#qemu.kill("SIGCONT");
+    if (this.#gate !== null) {
+      openGate(this.ram, this.#gate);
+      this.#gate = null;
+      return;
+    }
     this.#qemu.stdin.write(`${GO_ON}\n`);
   }
 
@@ -183,6 +227,15 @@ function folderForRam(): string {
   return bavail * bsize > 2 * RAM_BYTES ? "/dev/shm" : tmpdir();
 }
 
+/** Removes what processes that were killed have left. */
+function removeLeftovers(parent: string): void {
+  for (const name of readdirSync(parent)) {
+    if (!name.startsWith(FOLDER_PREFIX)) continue;
+    const pid = Number.parseInt(name.slice(FOLDER_PREFIX.length), 10);
+    if (!existsSync(`/proc/${pid}`)) rmSync(join(parent, name), { recursive: true, force: true });
+  }
+}
+
 /** Compiles the guest's program and packs it. */
 function writeInitramfs(path: string, program: string, bzImage: string): void {
   const root = repositoryRoot();
@@ -196,7 +249,7 @@ function writeInitramfs(path: string, program: string, bzImage: string): void {
   const archives = buildInitramfs(
     program,
     "tests/linux/guest/main.js",
-    new Map([["boot/bzImage", readFileSync(bzImage)]]),
+    new Map([["boot/bzImage", withGate(readFileSync(bzImage))]]),
   );
   writeFileSync(path, Buffer.concat(archives));
 }

@@ -1,0 +1,146 @@
+/**
+ * The scenario of this folder on our kernel in the deterministic machine; and our kernel booted into memory that a real
+ * Linux has left.
+ * @module
+ */
+import assert from "node:assert/strict";
+import { closeSync, openSync, readSync } from "node:fs";
+import { LINUX_REBOOT_CMD_KEXEC, LINUX_REBOOT_CMD_POWER_OFF } from "../../src/abi/uapi/reboot.ts";
+import { MIB } from "../../src/base/units.ts";
+import { boot } from "../../src/kernel/boot.ts";
+import type { Kernel } from "../../src/kernel/kernel.ts";
+import { RESTORES } from "../../src/kernel/restores.ts";
+import type { MachineConfig } from "../../src/machine/embedded/config.ts";
+import { DeterministicMachine } from "../../src/machine/embedded/deterministic.ts";
+import type {
+  BootParameters,
+  KernelImage,
+  KernelModule,
+  KhoBootParameters,
+} from "../../src/machine/machine.ts";
+import { createSharedRam, Ram } from "../../src/machine/physical-memory.ts";
+import type { KhoData } from "./gate.ts";
+import { RAM_BYTES } from "./rig.ts";
+import { finishAll, type ObservedFile, preserveAll, retrieveAll } from "./scenario.ts";
+
+const IMAGE: KernelImage = {
+  name: "vmlinuz",
+  entry: "test:vmlinuz",
+  release: "test-1",
+  restores: RESTORES,
+};
+const COMMAND_LINE = "liveupdate=on";
+const SEED = 1;
+
+/** What a run has shown. */
+export interface OurRun {
+  /** What userspace got back after the jump. */
+  readonly files: readonly ObservedFile[];
+  readonly leaks: ReturnType<Kernel["leaks"]>;
+  /** Of the serial line. */
+  readonly lines: readonly string[];
+}
+
+/**
+ * Hands everything of the scenario over from one of our kernels to the next, which gives it all back.
+ *
+ * @param look - called between the two
+ */
+export function handOverOnOurKernel(look: (ram: Ram, kho: KhoBootParameters) => void): OurRun {
+  const { machine, module, run } = powerOn((kernel) => {
+    const host = kernel.spawn();
+    preserveAll(host);
+    host.kexecFileLoad(`/boot/${IMAGE.name}`, COMMAND_LINE);
+    return host.reboot(LINUX_REBOOT_CMD_KEXEC);
+  });
+  machine.onJump((ram, { parameters, problem }) => {
+    assert.equal(problem, null);
+    assert(parameters.kho !== null);
+    look(ram, parameters.kho);
+    return parameters;
+  });
+  return run({ commandLine: COMMAND_LINE, kho: null }, module);
+}
+
+/**
+ * Boots our kernel into the memory that a Linux has left, and takes its sessions over.
+ *
+ * @param ramFile - RAM of the machine that Linux ran on
+ * @param kho - what Linux told its successor
+ */
+export function takeOverFromLinux(ramFile: string, kho: KhoData): OurRun {
+  const { machine, module, run } = powerOn(() => assert.fail("this is no cold boot"));
+  copyRam(ramFile, machine.ram);
+  return run({ commandLine: COMMAND_LINE, kho: khoParameters(kho) }, module);
+}
+
+/** What Linux told its successor, in our words. */
+export function khoParameters(kho: KhoData): KhoBootParameters {
+  return {
+    fdtAddress: kho.fdtAddr,
+    fdtSizeBytes: kho.fdtSize,
+    scratchAddress: kho.scratchAddr,
+    scratchSizeBytes: kho.scratchSize,
+  };
+}
+
+/** The memory of the machine that Linux runs on, as it is now. */
+export function readRam(ramFile: string): Ram {
+  const ram = new Ram(createSharedRam([{ start: 0, lengthBytes: RAM_BYTES }]));
+  copyRam(ramFile, ram);
+  return ram;
+}
+
+/** A machine as large as the one that Linux runs on; `cold` is the userspace of a kernel without a handover. */
+function powerOn(cold: (kernel: Kernel) => never): {
+  readonly machine: DeterministicMachine;
+  readonly module: KernelModule;
+  readonly run: (parameters: BootParameters, first: KernelModule) => OurRun;
+} {
+  const config: MachineConfig = {
+    nodeBytes: [RAM_BYTES],
+    segments: [{ drhd: { addressBits: 48, superpages: true }, slots: [] }],
+    installed: [IMAGE],
+  };
+  const lines: string[] = [];
+  let files: readonly ObservedFile[] = [];
+  let leaks: OurRun["leaks"] | null = null;
+  const module: KernelModule = {
+    start(kernelMachine, parameters) {
+      const kernel = boot(kernelMachine, parameters, { release: IMAGE.release });
+      if (parameters.kho === null) return cold(kernel);
+      const host = kernel.spawn();
+      const retrieved = retrieveAll(host);
+      files = retrieved.files;
+      finishAll(host, retrieved);
+      host.exit();
+      leaks = kernel.leaks();
+      return kernel.spawn().reboot(LINUX_REBOOT_CMD_POWER_OFF);
+    },
+  };
+  const machine = new DeterministicMachine(config, {
+    seed: SEED,
+    modules: () => module,
+    onSerialLine: (line) => lines.push(line),
+    eventsPerStep: 256,
+  });
+  const run = (parameters: BootParameters, first: KernelModule): OurRun => {
+    const end = machine.run(first, parameters);
+    assert.deepEqual(end, { kind: "powered-off", status: 0 }, lines.join("\n"));
+    assert(leaks !== null, "a second kernel has run");
+    return { files, leaks, lines };
+  };
+  return { machine, module, run };
+}
+
+/** Copies what is not zero. */
+function copyRam(ramFile: string, ram: Ram): void {
+  const fd = openSync(ramFile, "r");
+  const piece = Buffer.alloc(2 * MIB);
+  const zeros = Buffer.alloc(piece.length);
+  for (let pa = 0; pa < RAM_BYTES; pa += piece.length) {
+    assert.equal(readSync(fd, piece, 0, piece.length, pa), piece.length);
+    if (!piece.equals(zeros)) ram.write(pa, piece);
+  }
+  closeSync(fd);
+}
