@@ -11,6 +11,7 @@ import { UsageError } from "../usage-error.ts";
 import { parseCount, parseSize } from "../values.ts";
 import { version } from "../version.ts";
 import type { DemoEvent } from "./events.ts";
+import { checkImagePath } from "./image-saver.ts";
 import { type DemoOptions, runDemo } from "./machines.ts";
 import { Narrator, table } from "./render.ts";
 import { judge } from "./result.ts";
@@ -34,6 +35,9 @@ Options:
   --memory SIZE    Memory of each VM: 8M to 1T, a multiple of 4K (default ${DEFAULTS.memory})
   --rate N         Frames per second sent to each NIC, 1 to 100000 (default ${DEFAULTS.rate})
   --seed N         One thread and virtual time, replayed exactly by the same seed (0 to 4294967295)
+  --save-image FILE  Write memory as it is at each jump, an ELF core for "holdfast inspect"; each
+                   replaces the one before unless FILE has %u in it, which becomes the
+                   update's number. The next kernel waits for it: blackouts are longer
   --json           Print one JSON object with the result, and nothing else, on standard output
   --help           Show this text
 
@@ -71,6 +75,8 @@ function parseOptions(args: readonly string[]): { options: DemoOptions; json: bo
   const memoryBytes = parseSize("--memory", values.memory, NIC_GUEST_MIN_BYTES, TIB);
   if (memoryBytes % 4096 !== 0)
     throw new UsageError(`--memory ${values.memory}: must be a multiple of 4K`);
+  const saveImage = values["save-image"] ?? null;
+  if (saveImage !== null) checkImagePath("--save-image", saveImage);
   return {
     json: values.json,
     options: {
@@ -78,6 +84,7 @@ function parseOptions(args: readonly string[]): { options: DemoOptions; json: bo
       vms: parseCount("--vms", values.vms, 1, 16),
       memoryBytes,
       framesPerSecond: parseCount("--rate", values.rate, 1, 100_000),
+      saveImage,
       seed: values.seed === undefined ? null : parseCount("--seed", values.seed, 0, 2 ** 32 - 1),
     },
   };
@@ -93,6 +100,7 @@ function readArgs(args: readonly string[]) {
         memory: { type: "string", default: DEFAULTS.memory },
         rate: { type: "string", default: String(DEFAULTS.rate) },
         seed: { type: "string" },
+        "save-image": { type: "string" },
         json: { type: "boolean", default: false },
       },
       allowPositionals: false,

@@ -14,6 +14,7 @@ import type {
 import type { KernelImage } from "../../machine/machine.ts";
 import { LiveMachine } from "../../machine/thread/live-machine.ts";
 import { type DemoEvent, type DemoPlan, planToCommandLine } from "./events.ts";
+import { imageSaver } from "./image-saver.ts";
 import { demoKernel } from "./kernel-module.ts";
 import type { JumpTimes, NicCounts } from "./result.ts";
 
@@ -27,6 +28,8 @@ export interface DemoOptions {
   readonly framesPerSecond: number;
   /** Null: threads and real time. */
   readonly seed: number | null;
+  /** Where to write the image of memory at each jump; "%u" is the update's number. Default: nowhere. */
+  readonly saveImage?: string | null;
 }
 
 /** Told of what happens while it happens. */
@@ -87,8 +90,8 @@ export function runDemo(
   };
   const commandLine = `liveupdate=on ${planToCommandLine(plan)}`;
   return options.seed === null
-    ? runLive(config, commandLine, watcher, signal)
-    : Promise.resolve(runDeterministic(config, commandLine, options.seed, watcher));
+    ? runLive(config, commandLine, options, watcher, signal)
+    : Promise.resolve(runDeterministic(config, commandLine, options.seed, options, watcher));
 }
 
 /** Two nodes: each must hold its share of the VMs, and node 0 what does not fit anywhere else. */
@@ -109,12 +112,14 @@ function demoImages(version: string, updates: number): KernelImage[] {
 async function runLive(
   config: MachineConfig,
   commandLine: string,
+  { saveImage }: Pick<DemoOptions, "saveImage">,
   watcher: DemoWatcher,
   signal: AbortSignal,
 ): Promise<DemoRun> {
   const jumps: JumpTimes[] = [];
-  const machine = new LiveMachine(config, {
+  const machine: LiveMachine = new LiveMachine(config, {
     onSerialLine: (line) => receiveLine(line, watcher),
+    onHandover: imageSaver(saveImage ?? null, () => machine),
     onJump: (jump) => {
       const times = { ...jump, requestedNs: jump.stopRequestedNs };
       jumps.push(times);
@@ -137,6 +142,7 @@ function runDeterministic(
   config: MachineConfig,
   commandLine: string,
   seed: number,
+  { saveImage }: Pick<DemoOptions, "saveImage">,
   watcher: DemoWatcher,
 ): DemoRun {
   const jumps: JumpTimes[] = [];
@@ -146,7 +152,9 @@ function runDeterministic(
     onSerialLine: (line) => receiveLine(line, watcher),
   });
   const framesInJump = countFramesInJumps(machine.statistics);
+  const saveHandover = imageSaver(saveImage ?? null, () => machine);
   machine.onJump((_ram, jump) => {
+    saveHandover(jump.parameters);
     jumps.push(jump);
     watcher.jump(jump, framesInJump());
     return jump.parameters;

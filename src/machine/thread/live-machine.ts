@@ -56,6 +56,11 @@ export interface LiveOptions {
   readonly onSerialLine?: (line: string) => void;
   /** Called when the next kernel has started. */
   readonly onJump?: (jump: LiveJump) => void;
+  /**
+   * Called in each jump, while no kernel exists and what was not handed over is overwritten. Devices run on; the next
+   * kernel waits for its return, so what it takes adds to the blackout.
+   */
+  readonly onHandover?: (parameters: BootParameters) => void;
 }
 
 /** How a machine ended. */
@@ -296,6 +301,7 @@ export class LiveMachine {
       overwrittenBytes,
       problem: kept.problem,
     };
+    this.#options.onHandover?.(parameters);
     if (this.#waiter !== null) this.#enter(parameters);
   }
 
