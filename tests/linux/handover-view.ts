@@ -1,20 +1,17 @@
 /**
- * A handover as our kernel reads it at boot, by the kernel's own decoders, with what depends on addresses kept apart.
+ * What the inspector finds in an image, with what depends on addresses kept apart.
  *
- * Normalised, so that handovers of two kernels compare: addresses of everything; how a file is cut into folios; the
- * memory around the formats (scratch, size of the FDT's page, which other subtrees there are).
+ * Normalised, so that handovers of two kernels compare: addresses of everything; how a file is cut into folios; what is
+ * around the formats (scratch, previous release, other subtrees).
  * @module
  */
 import assert from "node:assert/strict";
-import { LUO_KHO_ENTRY_NAME } from "../../src/abi/luo.ts";
-import { MEMFD_LUO_FH_COMPATIBLE } from "../../src/abi/memfd.ts";
 import { orderBytes, PAGE_SIZE } from "../../src/base/units.ts";
-import { IncomingHandover } from "../../src/kernel/kho/incoming-handover.ts";
-import type { FileDecoder } from "../../src/kernel/liveupdate/file-handler.ts";
-import { decodeLiveUpdate } from "../../src/kernel/liveupdate/luo-decoder.ts";
-import { type DecodedMemfd, decodeMemfd } from "../../src/kernel/shmem/memfd-decoder.ts";
-import type { KhoBootParameters } from "../../src/machine/machine.ts";
-import type { Ram } from "../../src/machine/physical-memory.ts";
+import { type FileData, type Handover, readHandover } from "../../src/inspect/handover.ts";
+import { openImage } from "../../src/inspect/image/open-image.ts";
+import type { RamImage } from "../../src/inspect/image/ram-image.ts";
+import type { Problem } from "../../src/inspect/problems.ts";
+import type { DecodedMemfd } from "../../src/kernel/shmem/memfd-decoder.ts";
 import { type ObservedFile, sha256 } from "./scenario.ts";
 
 /** What does not depend on who wrote it, nor where. */
@@ -26,44 +23,57 @@ export interface ComparableHandover {
 }
 
 export interface HandoverView {
-  readonly comparable: ComparableHandover;
-  readonly scratch: readonly { readonly addr: number; readonly size: number }[];
-  readonly subtrees: readonly { readonly name: string; readonly bytes: Uint8Array }[];
+  readonly fdtPa: number;
+  readonly memoryMapPa: number;
+  /** Null: there is no LUO state. */
+  readonly comparable: ComparableHandover | null;
+  readonly problems: readonly Problem[];
+  readonly subtrees: readonly {
+    readonly name: string;
+    readonly pa: number;
+    readonly bytes: Uint8Array;
+  }[];
   /** Frames of each file in its order, with the order of the folio they are in. */
-  readonly frames: ReadonlyMap<string, readonly { readonly pfn: number; readonly order: number }[]>;
-  /** Pages in preserved blocks, in all, and by what they are. */
+  readonly frames: ReadonlyMap<string, readonly Frame[]>;
+  /** Preserved pages: all; those of files; those that nothing names. */
   readonly pages: {
     readonly preserved: number;
     readonly files: number;
-    /** In structures that describe files and sessions. */
-    readonly structures: number;
-    /** Preserved pages that nothing points to. */
     readonly unclaimed: number;
   };
+  readonly byOrder: readonly { readonly order: number; readonly blocks: number }[];
+  readonly kexecCount: number;
 }
 
-const MEMFD: FileDecoder<DecodedMemfd> = {
-  compatible: MEMFD_LUO_FH_COMPATIBLE,
-  flbs: [],
-  decode: decodeMemfd,
-};
+export interface Frame {
+  readonly pfn: number;
+  readonly order: number;
+}
 
-/** @throws {HandoverError} when our kernel would refuse it */
-export function viewHandover(ram: Ram, kho: KhoBootParameters): HandoverView {
-  const incoming = IncomingHandover.read(ram, kho);
-  const luo = incoming.subtree(LUO_KHO_ENTRY_NAME);
-  assert(luo !== null, "there is a LUO subtree");
-  const decoded = decodeLiveUpdate(
-    incoming,
-    luo,
-    { byCompatible: (name) => (name === MEMFD.compatible ? MEMFD : undefined) },
-    { find: () => undefined },
-  );
-  const frames = new Map<string, { pfn: number; order: number }[]>();
+/**
+ * Inspects an image; the FDT is searched for unless the image says where it is.
+ *
+ * @param path - a raw file of QEMU's RAM, or an ELF core of our machine
+ */
+export function viewHandover(path: string): HandoverView {
+  const image = openImage(path);
+  try {
+    return view(image, readHandover(image, { fdtPa: null }));
+  } finally {
+    image.close();
+  }
+}
+
+function view(image: RamImage, handover: Handover): HandoverView {
+  const { fdt, fdtPa, preserved, liveUpdate, metadata } = handover;
+  assert(fdt !== null && fdtPa !== null && preserved !== null, "there is a handover");
+  const frames = new Map<string, Frame[]>();
   const files: ObservedFile[] = [];
-  for (const session of decoded.sessions)
+  for (const session of liveUpdate?.sessions ?? [])
     for (const { token, data } of session.files) {
-      const memfd = data as DecodedMemfd;
+      const { content } = data as FileData;
+      assert.equal(content.kind, "memfd");
+      const { memfd } = content as { memfd: DecodedMemfd };
       const key = token.toString(16);
       frames.set(key, framesOf(memfd));
       files.push({
@@ -72,41 +82,40 @@ export function viewHandover(ram: Ram, kho: KhoBootParameters): HandoverView {
         sizeBytes: memfd.sizeBytes,
         position: memfd.position,
         seals: memfd.seals,
-        sha256: sha256(contentOf(ram, memfd)),
+        sha256: sha256(contentOf(image, memfd)),
       });
     }
-  let preserved = 0;
-  for (let i = 0; i < incoming.blocks.count; i++) preserved += 2 ** incoming.blocks.order(i);
-  const filePages = [...frames.values()].reduce((sum, list) => sum + list.length, 0);
-  const unclaimed = incoming.unclaimedPages();
   return {
-    comparable: {
-      liveupdateNumber: decoded.liveupdateNumber,
-      flbs: decoded.flbs.map((flb) => flb.flb.compatible),
-      sessions: decoded.sessions.map((session) => ({
+    fdtPa,
+    memoryMapPa: fdt.memoryMapPa,
+    comparable: liveUpdate && {
+      liveupdateNumber: liveUpdate.liveupdateNumber,
+      flbs: liveUpdate.flbs.map(({ flb }) => flb.compatible),
+      sessions: liveUpdate.sessions.map((session) => ({
         name: session.name,
         files: session.files.map((file) => file.handler.compatible),
       })),
       files,
     },
-    scratch: incoming.scratch.areas,
-    subtrees: incoming.subtrees.map(({ name, pa, sizeBytes }) => {
+    problems: handover.problems.list,
+    subtrees: fdt.subtrees.map(({ name, pa, sizeBytes }) => {
       const bytes = new Uint8Array(sizeBytes);
-      ram.read(pa, bytes);
-      return { name, bytes };
+      image.read(pa, bytes);
+      return { name, pa, bytes };
     }),
     frames,
     pages: {
-      preserved,
-      files: filePages,
-      structures: preserved - filePages - unclaimed,
-      unclaimed,
+      preserved: preserved.bytes / PAGE_SIZE,
+      files: [...frames.values()].reduce((sum, list) => sum + list.length, 0),
+      unclaimed: preserved.unclaimedBytes / PAGE_SIZE,
     },
+    byOrder: preserved.byOrder,
+    kexecCount: metadata?.kexecCount ?? 0,
   };
 }
 
-function framesOf({ folios }: DecodedMemfd): { pfn: number; order: number }[] {
-  const frames = [];
+function framesOf({ folios }: DecodedMemfd): Frame[] {
+  const frames: Frame[] = [];
   for (let i = 0; i < folios.count; i++) {
     const order = folios.order[i];
     for (let page = 0; page < 2 ** order; page++)
@@ -115,11 +124,11 @@ function framesOf({ folios }: DecodedMemfd): { pfn: number; order: number }[] {
   return frames;
 }
 
-function contentOf(ram: Ram, { folios, sizeBytes }: DecodedMemfd): Uint8Array {
+function contentOf(image: RamImage, { folios, sizeBytes }: DecodedMemfd): Uint8Array {
   const bytes = new Uint8Array(Math.ceil(sizeBytes / PAGE_SIZE) * PAGE_SIZE);
   for (let i = 0; i < folios.count; i++) {
     const folio = new Uint8Array(orderBytes(folios.order[i]));
-    if (folios.isStale[i] === 0) ram.read(folios.pa[i], folio);
+    if (folios.isStale[i] === 0) image.read(folios.pa[i], folio);
     const at = folios.index[i] * PAGE_SIZE;
     // The last folio may reach beyond the end of the file.
     bytes.set(folio.subarray(0, bytes.length - at), at);

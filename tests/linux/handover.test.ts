@@ -1,13 +1,17 @@
 /**
- * What a real Linux kernel hands over, read by our decoders and taken over by our kernel; and the same scenario on our kernel.
+ * What a real Linux kernel hands over, read by the inspector and taken over by our kernel; and the same scenario on our
+ * kernel. docs/linux-tests.md says what is compared with what.
  */
 import assert from "node:assert/strict";
-import { closeSync, openSync, readSync } from "node:fs";
+import { closeSync, mkdtempSync, openSync, readSync, rmSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
 import { after, before, describe, test } from "node:test";
-import { KHO_SCRATCH } from "../../src/abi/kho.ts";
+import { KHO_SCRATCH, readScratch } from "../../src/abi/kho.ts";
 import { LUO_KHO_ENTRY_NAME, LUO_SER } from "../../src/abi/luo.ts";
 import { ByteWords } from "../../src/abi/words.ts";
 import { PAGE_SIZE } from "../../src/base/units.ts";
+import { openImage } from "../../src/inspect/image/open-image.ts";
 import type { KhoData } from "./gate.ts";
 import type {
   FinishedReport,
@@ -16,13 +20,7 @@ import type {
   RetrievedReport,
 } from "./guest/reports.ts";
 import { type ComparableHandover, type HandoverView, viewHandover } from "./handover-view.ts";
-import {
-  handOverOnOurKernel,
-  khoParameters,
-  type OurRun,
-  readRam,
-  takeOverFromLinux,
-} from "./our-kernel.ts";
+import { handOverOnOurKernel, type OurRun, takeOverFromLinux } from "./our-kernel.ts";
 import { LinuxMachine, skipReason } from "./rig.ts";
 import { expectedFiles, SESSIONS, sha256 } from "./scenario.ts";
 
@@ -38,29 +36,40 @@ const FDT_HEADER_BYTES = 40;
 describe("a handover of Linux", { skip: skipReason() }, () => {
   let machine: LinuxMachine;
   let preserved: PreservedReport;
+  let frozen: HandoverView;
   let kho: KhoData;
   let fdt: Buffer;
-  let view: HandoverView;
+  let scratch: readonly { readonly addr: number; readonly size: number }[];
+  let entered: HandoverView;
   let ours: OurRun;
   let jumped: JumpedReport;
-  let afterJump: ReadonlyMap<string, Buffer>;
+  let prepared: HandoverView;
   let fdtAfterJump: Buffer;
+  let filesAfterJump: ReadonlyMap<string, Buffer>;
   let retrieved: RetrievedReport;
   let finished: FinishedReport;
 
   // One machine's life: booting takes longer than all that is asked of it.
   before(async () => {
     machine = LinuxMachine.start("handover");
+    const { ram } = machine;
     preserved = await machine.next("preserved");
+    const luo = viewHandover(ram).subtrees.find(({ name }) => name === LUO_KHO_ENTRY_NAME);
+    assert(luo !== undefined);
+    machine.goOn();
+    await machine.frozen(luo.pa);
+    frozen = viewHandover(ram);
     machine.goOn();
     kho = await machine.jumped();
-    fdt = readAt(machine.ram, kho.fdtAddr, kho.fdtSize);
-    view = viewHandover(readRam(machine.ram), khoParameters(kho));
-    ours = takeOverFromLinux(machine.ram, kho);
+    fdt = readAt(ram, kho.fdtAddr, kho.fdtSize);
+    scratch = scratchOf(ram, kho);
+    entered = viewHandover(ram);
+    ours = takeOverFromLinux(ram, kho);
     machine.goOn();
     jumped = await machine.next("jumped");
-    afterJump = new Map([...view.frames.keys()].map((token) => [token, fileInRam(token)]));
-    fdtAfterJump = readAt(machine.ram, kho.fdtAddr, kho.fdtSize);
+    prepared = viewHandover(ram);
+    fdtAfterJump = readAt(ram, kho.fdtAddr, kho.fdtSize);
+    filesAfterJump = new Map([...frozen.frames].map(([token, f]) => [token, pagesOf(ram, f)]));
     machine.goOn();
     retrieved = await machine.next("retrieved");
     machine.goOn();
@@ -70,43 +79,44 @@ describe("a handover of Linux", { skip: skipReason() }, () => {
   });
   after(() => machine?.close());
 
-  /** A file's pages, where the handover said that they lie. */
-  function fileInRam(token: string): Buffer {
-    const frames = view.frames.get(token) ?? [];
-    return Buffer.concat(frames.map(({ pfn }) => readAt(machine.ram, pfn * PAGE_SIZE, PAGE_SIZE)));
-  }
+  test("has every session, file, token, size, seal, position and byte, before the jump", () => {
+    assert.deepEqual(frozen.comparable, EXPECTED);
+  });
 
-  test("has every session, file, token, size, seal, position and byte", () => {
-    assert.deepEqual(view.comparable, EXPECTED);
+  test("breaks no rule, and has no preserved page that nothing names", () => {
+    for (const view of [frozen, entered]) {
+      assert.deepEqual(view.problems, []);
+      assert.equal(view.pages.unclaimed, 0);
+    }
+  });
+
+  test("is found by a search where the boot parameters say that it is", () => {
+    assert.equal(entered.fdtPa, kho.fdtAddr);
+  });
+
+  test("is the same after the jump, before the next kernel's first instruction", () => {
+    assert.deepEqual(entered, frozen);
   });
 
   test("lies in the pages that /proc/self/pagemap says its files have, and in no others", () => {
     for (const { token, runs, compound } of preserved.pages) {
       const told = runs.flatMap(([pfn, count]) => Array.from({ length: count }, (_, i) => pfn + i));
-      const frames = view.frames.get(token) ?? [];
-      assert.deepEqual(
-        frames.map(({ pfn }) => pfn),
-        told,
-        `frames of file ${token}`,
-      );
-      // Folios of several pages are preserved by one bit of the tree, of their order.
+      const frames = frozen.frames.get(token) ?? [];
+      const pfns = frames.map(({ pfn }) => pfn);
+      assert.deepEqual(pfns, told, `frames of file ${token}`);
+      // A folio of several pages is one bit of the tree, of its order.
       const large = frames.filter(({ order }) => order > 0).length;
       assert.equal(large, compound, `pages of large folios of file ${token}`);
     }
     const huge = SESSIONS.flatMap(({ files }) => files).find(({ hugePages }) => hugePages);
-    const orders = new Set(view.frames.get(huge?.token.toString(16) ?? "")?.map((f) => f.order));
-    assert.deepEqual([...orders], [HUGE_ORDER], "a memfd in huge pages was among them");
-  });
-
-  test("preserves its files' pages and those of its structures, and nothing else", () => {
-    const { pages } = view;
-    const told = preserved.pages.reduce(
-      (sum, { runs }) => sum + runs.reduce((pages, [, count]) => pages + count, 0),
-      0,
+    const frames = frozen.frames.get(huge?.token.toString(16) ?? "") ?? [];
+    const orders = new Set(frames.map(({ order }) => order));
+    assert.deepEqual([...orders], [HUGE_ORDER], "a memfd in huge pages is among them");
+    const told = preserved.pages.flatMap(({ runs }) => runs.map(([, count]) => count));
+    assert.equal(
+      frozen.pages.files,
+      told.reduce((sum, count) => sum + count, 0),
     );
-    assert.equal(pages.files, told, "pages by pagemap");
-    assert.equal(pages.preserved, pages.files + pages.structures, "none is unclaimed");
-    assert.equal(pages.unclaimed, 0);
   });
 
   test("has the FDT, the subtrees and the scratch areas that debugfs shows", () => {
@@ -115,26 +125,35 @@ describe("a handover of Linux", { skip: skipReason() }, () => {
     const told = Buffer.from(out.fdt ?? "", "base64");
     assert(told.length > FDT_HEADER_BYTES, `debugfs shows ${told.length} bytes of the FDT`);
     assert.deepEqual(fdt.subarray(0, told.length), told);
+
     // An empty area has an address in debugfs, which means nothing.
-    assert.deepEqual(
-      view.scratch,
-      out.scratch.map(({ addr, size }) => ({ addr: size > 0 ? addr : 0, size })),
-    );
+    const areas = out.scratch.map(({ addr, size }) => ({ addr: size > 0 ? addr : 0, size }));
+    assert.deepEqual(scratch, areas);
     assert.equal(kho.scratchSize, out.scratch.length * KHO_SCRATCH.sizeBytes);
-    assert.deepEqual(
-      view.subtrees.map(({ name }) => name).sort(),
-      Object.keys(out.subtrees).sort(),
-    );
-    for (const { name, bytes } of view.subtrees) {
-      const told = Buffer.from(out.subtrees[name], "base64");
-      // Sessions get their address in reboot(2), after debugfs was read.
-      const zero = name === LUO_KHO_ENTRY_NAME ? LUO_SER.offset.sessions_pa : -1;
-      if (zero >= 0) {
-        assert.equal(LUO_SER.read(new ByteWords(told), 0).sessions_pa, 0);
-        bytes.fill(0, zero, zero + 8);
+
+    const names = frozen.subtrees.map(({ name }) => name);
+    assert.deepEqual(names.sort(), Object.keys(out.subtrees).sort());
+    for (const { name, bytes } of frozen.subtrees) {
+      const before = Buffer.from(out.subtrees[name], "base64");
+      const now = Buffer.from(bytes);
+      if (name === LUO_KHO_ENTRY_NAME) {
+        // Written in reboot(2), after debugfs was read.
+        const at = LUO_SER.offset.sessions_pa;
+        assert.equal(LUO_SER.read(new ByteWords(before), 0).sessions_pa, 0);
+        assert.notEqual(LUO_SER.read(new ByteWords(now), 0).sessions_pa, 0);
+        now.fill(0, at, at + 8);
       }
-      assert.deepEqual(Buffer.from(bytes), told, `subtree ${name}`);
+      assert.deepEqual(now, before, `subtree ${name}`);
     }
+  });
+
+  test("has no file in scratch", () => {
+    for (const [token, frames] of frozen.frames)
+      for (const { pfn } of frames) {
+        const pa = pfn * PAGE_SIZE;
+        const area = scratch.find(({ addr, size }) => pa >= addr && pa < addr + size);
+        assert.equal(area, undefined, `frame ${pfn} of file ${token}`);
+      }
   });
 
   test("is taken over by our kernel, which gives every file back and leaks nothing", () => {
@@ -142,37 +161,52 @@ describe("a handover of Linux", { skip: skipReason() }, () => {
     assert.deepEqual(ours.leaks, { pages: 0, pins: 0, domains: 0 });
   });
 
-  test("is in place after the jump: FDT, and every page of every file", () => {
+  test("keeps its FDT and every byte of every file while the next kernel runs", () => {
     assert.deepEqual(fdtAfterJump, fdt);
-    assert.deepEqual(Buffer.from(jumped.in.fdt ?? "", "base64"), trimmed(fdt));
+    assert.deepEqual(Buffer.from(jumped.in.fdt ?? "", "base64"), fdt.subarray(0, fdtSize(fdt)));
     for (const { token, sizeBytes, sha256: expected } of EXPECTED.files) {
-      const bytes = afterJump.get(token);
+      const bytes = filesAfterJump.get(token);
       assert(bytes !== undefined);
       assert.equal(sha256(bytes.subarray(0, sizeBytes)), expected, `file ${token}`);
     }
   });
 
-  test("is taken over by Linux itself with what our decoders had seen", () => {
-    assert.deepEqual(retrieved.files, view.comparable.files);
+  test("is taken over by the next Linux with what the inspector has seen", () => {
+    assert.deepEqual(retrieved.files, frozen.comparable?.files);
   });
 
-  test("leaves nothing to hand over when it is finished", () => {
+  test("is followed by the next kernel's own, which is found instead and has nothing in it yet", () => {
+    assert.notEqual(prepared.fdtPa, frozen.fdtPa);
+    assert.deepEqual(prepared.problems, []);
+    assert.equal(prepared.kexecCount, frozen.kexecCount + 1);
+    assert.deepEqual(prepared.comparable, {
+      liveupdateNumber: 2,
+      flbs: [],
+      sessions: [],
+      files: [],
+    });
+    assert.equal(prepared.pages.unclaimed, 0);
     assert.deepEqual(finished.out.subtrees, jumped.out.subtrees);
   });
 });
 
 describe("the same scenario on our kernel", () => {
+  let folder: string;
+  before(() => {
+    folder = mkdtempSync(join(tmpdir(), "holdfast-"));
+  });
+  after(() => rmSync(folder, { recursive: true, force: true }));
+
   test("hands over the same but for addresses", () => {
-    let seen: HandoverView | null = null;
-    const run = handOverOnOurKernel((ram, parameters) => {
-      seen = viewHandover(ram, parameters);
-    });
-    assert(seen !== null);
-    const { comparable, pages } = seen as HandoverView;
+    const path = join(folder, "image");
+    const { files, leaks } = handOverOnOurKernel(path);
+    const { comparable, problems, pages } = viewHandover(path);
+    // What Linux's is compared with, too.
     assert.deepEqual(comparable, EXPECTED);
+    assert.deepEqual(problems, []);
     assert.equal(pages.unclaimed, 0);
-    assert.deepEqual(run.files, EXPECTED.files);
-    assert.deepEqual(run.leaks, { pages: 0, pins: 0, domains: 0 });
+    assert.deepEqual(files, EXPECTED.files);
+    assert.deepEqual(leaks, { pages: 0, pins: 0, domains: 0 });
   });
 });
 
@@ -184,7 +218,21 @@ function readAt(ram: string, pa: number, lengthBytes: number): Buffer {
   return bytes;
 }
 
-/** A flattened device tree without what follows it in its page. */
-function trimmed(fdt: Buffer): Buffer {
-  return fdt.subarray(0, fdt.readUInt32BE(4));
+/** A file's pages, where the handover said that they lie. */
+function pagesOf(ram: string, frames: readonly { readonly pfn: number }[]): Buffer {
+  return Buffer.concat(frames.map(({ pfn }) => readAt(ram, pfn * PAGE_SIZE, PAGE_SIZE)));
+}
+
+function scratchOf(ram: string, { scratchAddr, scratchSize }: KhoData) {
+  const image = openImage(ram);
+  try {
+    return readScratch(image, scratchAddr, scratchSize);
+  } finally {
+    image.close();
+  }
+}
+
+/** As its header says. */
+function fdtSize(fdt: Buffer): number {
+  return fdt.readUInt32BE(4);
 }

@@ -7,6 +7,7 @@ import assert from "node:assert/strict";
 import { closeSync, openSync, readSync } from "node:fs";
 import { LINUX_REBOOT_CMD_KEXEC, LINUX_REBOOT_CMD_POWER_OFF } from "../../src/abi/uapi/reboot.ts";
 import { MIB } from "../../src/base/units.ts";
+import { saveImage } from "../../src/inspect/image/save-image.ts";
 import { boot } from "../../src/kernel/boot.ts";
 import type { Kernel } from "../../src/kernel/kernel.ts";
 import { RESTORES } from "../../src/kernel/restores.ts";
@@ -18,7 +19,7 @@ import type {
   KernelModule,
   KhoBootParameters,
 } from "../../src/machine/machine.ts";
-import { createSharedRam, Ram } from "../../src/machine/physical-memory.ts";
+import type { Ram } from "../../src/machine/physical-memory.ts";
 import type { KhoData } from "./gate.ts";
 import { RAM_BYTES } from "./rig.ts";
 import { finishAll, type ObservedFile, preserveAll, retrieveAll } from "./scenario.ts";
@@ -44,9 +45,9 @@ export interface OurRun {
 /**
  * Hands everything of the scenario over from one of our kernels to the next, which gives it all back.
  *
- * @param look - called between the two
+ * @param image - where to write the memory between the two
  */
-export function handOverOnOurKernel(look: (ram: Ram, kho: KhoBootParameters) => void): OurRun {
+export function handOverOnOurKernel(image: string): OurRun {
   const { machine, module, run } = powerOn((kernel) => {
     const host = kernel.spawn();
     preserveAll(host);
@@ -56,7 +57,7 @@ export function handOverOnOurKernel(look: (ram: Ram, kho: KhoBootParameters) => 
   machine.onJump((ram, { parameters, problem }) => {
     assert.equal(problem, null);
     assert(parameters.kho !== null);
-    look(ram, parameters.kho);
+    saveImage(image, ram, { update: 1, kho: parameters.kho, firmware: machine.firmware });
     return parameters;
   });
   return run({ commandLine: COMMAND_LINE, kho: null }, module);
@@ -75,20 +76,13 @@ export function takeOverFromLinux(ramFile: string, kho: KhoData): OurRun {
 }
 
 /** What Linux told its successor, in our words. */
-export function khoParameters(kho: KhoData): KhoBootParameters {
+function khoParameters(kho: KhoData): KhoBootParameters {
   return {
     fdtAddress: kho.fdtAddr,
     fdtSizeBytes: kho.fdtSize,
     scratchAddress: kho.scratchAddr,
     scratchSizeBytes: kho.scratchSize,
   };
-}
-
-/** The memory of the machine that Linux runs on, as it is now. */
-export function readRam(ramFile: string): Ram {
-  const ram = new Ram(createSharedRam([{ start: 0, lengthBytes: RAM_BYTES }]));
-  copyRam(ramFile, ram);
-  return ram;
 }
 
 /** A machine as large as the one that Linux runs on; `cold` is the userspace of a kernel without a handover. */

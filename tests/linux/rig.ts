@@ -12,10 +12,13 @@
 import assert from "node:assert/strict";
 import { type ChildProcessWithoutNullStreams, spawn, spawnSync } from "node:child_process";
 import {
+  closeSync,
   existsSync,
   mkdtempSync,
+  openSync,
   readdirSync,
   readFileSync,
+  readSync,
   rmSync,
   statfsSync,
   writeFileSync,
@@ -31,6 +34,7 @@ import {
   repositoryRoot,
 } from "../../scripts/linux/kernel-cache.ts";
 import { BOOT_TOOLS, describeMissing } from "../../scripts/linux/tools.ts";
+import { LUO_SER } from "../../src/abi/luo.ts";
 import { MIB } from "../../src/base/units.ts";
 import { findGate, type KhoData, openGate, readKhoData, withGate } from "./gate.ts";
 import {
@@ -46,20 +50,27 @@ export const RAM_BYTES = 1024 * MIB;
 /** Longest time to the next report; ten times what it takes on two busy cores. */
 const REPORT_TIMEOUT_MS = 120_000;
 const LOG_TAIL_LINES = 60;
+const FREEZE_POLL_MS = 5;
 const GATE_POLL_MS = 50;
 const FOLDER_PREFIX = "holdfast-linux-";
 
-/**
- * For the `skip` of tests that boot a real kernel: false, or why they cannot run here.
- *
- * @throws {Error} in CI: there these tests must run
- */
+/** For the `skip` of tests that boot a real kernel, as {@link skipUnless}. */
 export function skipReason(): string | false {
-  const reason = missing();
+  return skipUnless("a real Linux kernel", missing());
+}
+
+/**
+ * For the `skip` of tests that need what a machine may lack: false, or what is missing, which is printed, too.
+ *
+ * @param what - that they run on
+ * @param reason - why they cannot; null when they can
+ * @throws {Error} in CI: there they must run
+ */
+export function skipUnless(what: string, reason: string | null): string | false {
   if (reason === null) return false;
   if (process.env["CI"] === "true")
-    throw new Error(`the tests on a real Linux kernel must run in CI: ${reason}`);
-  console.error(`SKIPPED: tests on a real Linux kernel: ${reason}`);
+    throw new Error(`the tests on ${what} must run in CI: ${reason}`);
+  console.error(`SKIPPED: tests on ${what}: ${reason}`);
   return reason;
 }
 
@@ -78,6 +89,8 @@ export class LinuxMachine {
   readonly #qemu: ChildProcessWithoutNullStreams;
   readonly #lines: AsyncIterator<string>;
   #errors = "";
+  /** Whether it was stopped in reboot(2), where it takes no word. */
+  #isInReboot = false;
   /** Where a kernel waits at the gate. */
   #gate: number | null = null;
   readonly #onExit = () => this.#destroy();
@@ -143,6 +156,31 @@ export class LinuxMachine {
   }
 
   /**
+   * Waits until the kernel has written its sessions in reboot(2) and is about to jump. The guest must have slowed its
+   * console down (`printk_delay`), so that there is time between the two.
+   *
+   * @param luoPa - where its LUO state is
+   */
+  async frozen(luoPa: number): Promise<void> {
+    const fd = openSync(this.ram, "r");
+    const word = Buffer.alloc(8);
+    const end = Date.now() + REPORT_TIMEOUT_MS;
+    try {
+      do {
+        if (this.#qemu.exitCode !== null) this.#fail("the guest ended before its freeze");
+        if (Date.now() > end) this.#fail(`no freeze within ${REPORT_TIMEOUT_MS / 1000} s`);
+        await sleep(FREEZE_POLL_MS);
+        readSync(fd, word, 0, 8, luoPa + LUO_SER.offset.sessions_pa);
+      } while (word.readBigUInt64LE() === 0n);
+    } finally {
+      closeSync(fd);
+    }
+    this.#qemu.kill("SIGSTOP");
+    if (findGate(this.ram) !== null) this.#fail("the kernel had jumped before it was stopped");
+    this.#isInReboot = true;
+  }
+
+  /**
    * Waits until the old kernel has jumped and the new one waits at the gate; it passes by {@link goOn}.
    *
    * @returns what the old kernel has told it
@@ -169,6 +207,10 @@ export class LinuxMachine {
   /** Lets the guest take its next step. */
   goOn(): void {
     this.#qemu.kill("SIGCONT");
+    if (this.#isInReboot) {
+      this.#isInReboot = false;
+      return;
+    }
     if (this.#gate !== null) {
       openGate(this.ram, this.#gate);
       this.#gate = null;

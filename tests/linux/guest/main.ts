@@ -33,6 +33,8 @@ import {
 
 const DEBUGFS = "/sys/kernel/debug";
 const SHMEM_HUGE = "/sys/kernel/mm/transparent_hugepage/shmem_enabled";
+/** Each line that the kernel prints on its way out takes this long: time to stop it. */
+const PRINTK_DELAY_MS = 500;
 /** Sessions that fit into one block of the handover. */
 const SESSIONS_OF_A_BLOCK = 51;
 
@@ -95,6 +97,7 @@ function jump(): never {
   const archive = "/tmp/initramfs.cpio";
   writeFileSync(archive, packRoot());
   kexecFileLoad("/boot/bzImage", archive, commandLine);
+  writeFileSync("/proc/sys/kernel/printk_delay", `${PRINTK_DELAY_MS}`);
   return reboot(LINUX_REBOOT_CMD_KEXEC);
 }
 
