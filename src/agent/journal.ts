@@ -22,8 +22,11 @@ export interface VmRecord {
   readonly pausedAtNs: number;
 }
 
+/** Changes with {@link Journal}. */
+export const JOURNAL_FORMAT = "holdfast-journal-v1";
+
 export interface Journal {
-  readonly format: "holdfast-journal-v1";
+  readonly format: typeof JOURNAL_FORMAT;
   /** Updates begun since the cold boot. */
   readonly update: number;
   readonly fromRelease: string;

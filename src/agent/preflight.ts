@@ -2,18 +2,14 @@
  * Before anything moves: what an update would carry, what blocks it, what the target cannot restore.
  * @module
  */
+import { type ImageManifest, MANIFEST_FORMAT } from "../abi/image-manifest.ts";
+import { encodeUtf8 } from "../abi/struct.ts";
+import { LIVEUPDATE_SESSION_NAME_LENGTH } from "../abi/uapi/liveupdate.ts";
 import { KernelError } from "../base/errno.ts";
 import type { Host } from "../host/host.ts";
 import { readTextFile } from "../host/read-file.ts";
 import type { ManagedVm, Resource } from "../vmm/managed-vm.ts";
-
-/** What a kernel image says of itself. */
-export interface ImageManifest {
-  readonly name: string;
-  readonly release: string;
-  /** `compatible` strings of everything that it can restore. */
-  readonly restores: readonly string[];
-}
+import { AGENT_SESSION } from "./journal.ts";
 
 /** The report of a preflight; nothing was changed to make it. */
 export interface Preflight {
@@ -41,6 +37,7 @@ export function preflight(host: Host, vms: readonly ManagedVm[], image: string):
     ALWAYS_NEEDED.map((compatible) => [compatible, "the handover"]),
   );
   const report = vms.map((vm) => ({ name: vm.name, resources: vm.resources() }));
+  blockers.push(...nameBlockers(vms.map((vm) => vm.name)));
   let guestBytes = 0;
   for (const vm of report) {
     for (const resource of vm.resources) {
@@ -58,13 +55,39 @@ export function preflight(host: Host, vms: readonly ManagedVm[], image: string):
   return { image: manifest, vms: report, guestBytes, blockers };
 }
 
+/** A name becomes that of a session. */
+function nameBlockers(names: readonly string[]): string[] {
+  const blockers: string[] = [];
+  for (const [i, name] of names.entries()) {
+    if (name === AGENT_SESSION) blockers.push(`${name}: the agent's own session has this name`);
+    else if (names.indexOf(name) !== i) blockers.push(`${name}: two VMs have this name`);
+    else if (name === "" || encodeUtf8(name).length >= LIVEUPDATE_SESSION_NAME_LENGTH)
+      blockers.push(
+        `${name}: a name has 1 to ${LIVEUPDATE_SESSION_NAME_LENGTH - 1} bytes, since its session has it too`,
+      );
+  }
+  return blockers;
+}
+
 function readManifest(host: Host, image: string): ImageManifest {
   const text = readTextFile(host, image);
   try {
-    const value = JSON.parse(text) as ImageManifest;
-    if (typeof value.release === "string" && Array.isArray(value.restores)) return value;
+    const value = JSON.parse(text) as Partial<ImageManifest> | null;
+    const restores: unknown = value?.restores;
+    if (
+      value?.format === MANIFEST_FORMAT &&
+      typeof value.name === "string" &&
+      typeof value.release === "string" &&
+      Array.isArray(restores) &&
+      restores.every((compatible) => typeof compatible === "string")
+    )
+      return { format: MANIFEST_FORMAT, name: value.name, release: value.release, restores };
   } catch (error) {
     if (!(error instanceof SyntaxError)) throw error;
   }
-  throw new KernelError("EINVAL", "preflight", `${image} is not a kernel image with a manifest`);
+  throw new KernelError(
+    "EINVAL",
+    "preflight",
+    `${image} is not a kernel image with a manifest of format ${MANIFEST_FORMAT}`,
+  );
 }

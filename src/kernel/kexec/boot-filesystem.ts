@@ -3,14 +3,12 @@
  *
  * Why: before the point of no return an agent compares what is preserved with what the target can restore; the
  * manifest is where it reads that. The code itself is the machine's affair.
- * Layout of a file: JSON, {"format": 1, "name", "release", "restores": [compatible strings]}.
+ * Layout of a file: {@link ImageManifest}.
  * @module
  */
+import { type ImageManifest, MANIFEST_FORMAT } from "../../abi/image-manifest.ts";
 import type { KernelImage } from "../../machine/machine.ts";
 import { TextFilesystem } from "../vfs/text-filesystem.ts";
-
-/** Version of the manifest's JSON. */
-export const MANIFEST_FORMAT = 1;
 
 /** Read-only: every call that would change something fails with EROFS. */
 export function bootFilesystem(images: readonly KernelImage[]): TextFilesystem {
@@ -21,5 +19,6 @@ export function bootFilesystem(images: readonly KernelImage[]): TextFilesystem {
 }
 
 function manifestText({ name, release, restores }: KernelImage): string {
-  return `${JSON.stringify({ format: MANIFEST_FORMAT, name, release, restores }, null, 2)}\n`;
+  const manifest: ImageManifest = { format: MANIFEST_FORMAT, name, release, restores };
+  return `${JSON.stringify(manifest, null, 2)}\n`;
 }
