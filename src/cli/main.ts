@@ -6,10 +6,14 @@
  */
 import type { Command } from "./command.ts";
 import { demo } from "./demo/command.ts";
+import { diff } from "./diff.ts";
+import { inspect } from "./inspect.ts";
+import { reach } from "./reach.ts";
 import { UsageError } from "./usage-error.ts";
+import { verify } from "./verify.ts";
 import { version } from "./version.ts";
 
-const COMMANDS: readonly Command[] = [demo];
+const COMMANDS: readonly Command[] = [demo, inspect, verify, diff, reach];
 
 function usage(): string {
   const width = Math.max(...COMMANDS.map((c) => c.name.length));
