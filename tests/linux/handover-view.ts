@@ -7,7 +7,7 @@
  */
 import assert from "node:assert/strict";
 import { orderBytes, PAGE_SIZE } from "../../src/base/units.ts";
-import { type FileData, type Handover, readHandover } from "../../src/inspect/handover.ts";
+import { type FileData, readHandover } from "../../src/inspect/handover.ts";
 import { openImage } from "../../src/inspect/image/open-image.ts";
 import type { RamImage } from "../../src/inspect/image/ram-image.ts";
 import type { Problem } from "../../src/inspect/problems.ts";
@@ -58,13 +58,15 @@ export interface Frame {
 export function viewHandover(path: string): HandoverView {
   const image = openImage(path);
   try {
-    return view(image, readHandover(image, { fdtPa: null }));
+    return viewImage(image);
   } finally {
     image.close();
   }
 }
 
-function view(image: RamImage, handover: Handover): HandoverView {
+/** As {@link viewHandover}, of an image that is open. */
+export function viewImage(image: RamImage): HandoverView {
+  const handover = readHandover(image, { fdtPa: null });
   const { fdt, fdtPa, preserved, liveUpdate, metadata } = handover;
   assert(fdt !== null && fdtPa !== null && preserved !== null, "there is a handover");
   const frames = new Map<string, Frame[]>();

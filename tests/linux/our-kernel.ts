@@ -4,9 +4,9 @@
  * @module
  */
 import assert from "node:assert/strict";
-import { closeSync, openSync, readSync } from "node:fs";
 import { LINUX_REBOOT_CMD_KEXEC, LINUX_REBOOT_CMD_POWER_OFF } from "../../src/abi/uapi/reboot.ts";
 import { MIB } from "../../src/base/units.ts";
+import { openImage } from "../../src/inspect/image/open-image.ts";
 import { saveImage } from "../../src/inspect/image/save-image.ts";
 import { boot } from "../../src/kernel/boot.ts";
 import type { Kernel } from "../../src/kernel/kernel.ts";
@@ -32,6 +32,7 @@ const IMAGE: KernelImage = {
 };
 const COMMAND_LINE = "liveupdate=on";
 const SEED = 1;
+const PIECE_BYTES = 2 * MIB;
 
 /** What a run has shown. */
 export interface OurRun {
@@ -66,17 +67,17 @@ export function handOverOnOurKernel(image: string): OurRun {
 /**
  * Boots our kernel into the memory that a Linux has left, and takes its sessions over.
  *
- * @param ramFile - RAM of the machine that Linux ran on
+ * @param image - of the machine that Linux ran on
  * @param kho - what Linux told its successor
  */
-export function takeOverFromLinux(ramFile: string, kho: KhoData): OurRun {
+export function takeOverFromLinux(image: string, kho: KhoBootParameters): OurRun {
   const { machine, module, run } = powerOn(() => assert.fail("this is no cold boot"));
-  copyRam(ramFile, machine.ram);
-  return run({ commandLine: COMMAND_LINE, kho: khoParameters(kho) }, module);
+  copyRam(image, machine.ram);
+  return run({ commandLine: COMMAND_LINE, kho }, module);
 }
 
 /** What Linux told its successor, in our words. */
-function khoParameters(kho: KhoData): KhoBootParameters {
+export function khoParameters(kho: KhoData): KhoBootParameters {
   return {
     fdtAddress: kho.fdtAddr,
     fdtSizeBytes: kho.fdtSize,
@@ -128,13 +129,15 @@ function powerOn(cold: (kernel: Kernel) => never): {
 }
 
 /** Copies what is not zero. */
-function copyRam(ramFile: string, ram: Ram): void {
-  const fd = openSync(ramFile, "r");
-  const piece = Buffer.alloc(2 * MIB);
-  const zeros = Buffer.alloc(piece.length);
-  for (let pa = 0; pa < RAM_BYTES; pa += piece.length) {
-    assert.equal(readSync(fd, piece, 0, piece.length, pa), piece.length);
-    if (!piece.equals(zeros)) ram.write(pa, piece);
-  }
-  closeSync(fd);
+function copyRam(path: string, ram: Ram): void {
+  const image = openImage(path);
+  const piece = Buffer.alloc(PIECE_BYTES);
+  const zeros = Buffer.alloc(PIECE_BYTES);
+  for (const { start, lengthBytes } of image.backed)
+    for (let done = 0; done < lengthBytes; done += PIECE_BYTES) {
+      const bytes = piece.subarray(0, Math.min(PIECE_BYTES, lengthBytes - done));
+      image.read(start + done, bytes);
+      if (!bytes.equals(zeros.subarray(0, bytes.length))) ram.write(start + done, bytes);
+    }
+  image.close();
 }
