@@ -129,7 +129,7 @@ export function planFromCommandLine(commandLine: string): DemoPlan {
   };
   const count = (name: string) => {
     const value = Number(text(name));
-    if (!Number.isSafeInteger(value) || value < 0)
+    if (!/^\d+$/.test(text(name)) || !Number.isSafeInteger(value))
       throw new KernelError("EINVAL", "demo", `demo.${name}=${text(name)} is not a count`);
     return value;
   };
