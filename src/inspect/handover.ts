@@ -6,7 +6,13 @@
  * @module
  */
 import { HandoverError } from "../abi/handover-error.ts";
-import { IOMMU_LUO_COMPATIBLE, IOMMU_SER, IOMMU_UNIT_SER } from "../abi/iommu-luo.ts";
+import {
+  IOMMU_LUO_COMPATIBLE,
+  IOMMU_SER,
+  IOMMU_UNIT_SER,
+  iommuRecordAddress,
+  iommuRecordPages,
+} from "../abi/iommu-luo.ts";
 import { IOMMUFD_LUO_COMPATIBLE } from "../abi/iommufd-luo.ts";
 import {
   type KexecMetadata,
@@ -163,6 +169,8 @@ class HandoverReader {
   #askedFunctions: AskedFunctions | null = null;
   /** Whether a file could not be read: it may be the one that would have asked. */
   #hasUnread = false;
+  /** Indices of blocks that lie in no one node's memory. */
+  #blocksOutside: readonly number[] = [];
 
   constructor(image: RamImage) {
     this.#image = image;
@@ -182,6 +190,7 @@ class HandoverReader {
       metadata = this.#part(fdtPa, () => this.#readMetadata(memory, fdt)) ?? null;
       this.#memfs = this.#part(fdtPa, () => this.#readMemfs(memory, fdt)) ?? null;
       liveUpdate = this.#part(fdtPa, () => this.#readLiveUpdate(memory, fdt)) ?? null;
+      this.#checkNodes(memory);
       this.#noteUnknown(fdt);
     }
     const unclaimedBytes = preserved === null ? 0 : (memory?.unclaimedPages ?? 0) * PAGE_SIZE;
@@ -278,15 +287,22 @@ class HandoverReader {
     const byOrder = new Map<number, number>();
     const nodesBytes = new Map<number, number>();
     const memory = this.#image.info.note?.firmware.memory ?? null;
+    const outside: number[] = [];
     let bytes = 0;
     for (let i = 0; i < blocks.count; i++) {
       const order = blocks.order(i);
       const pa = blocks.pa(i);
       bytes += orderBytes(order);
       byOrder.set(order, (byOrder.get(order) ?? 0) + 1);
-      const node = memory?.find((m) => pa >= m.start && pa < m.start + m.lengthBytes)?.node;
-      if (node !== undefined) nodesBytes.set(node, (nodesBytes.get(node) ?? 0) + orderBytes(order));
+      if (memory === null) continue;
+      const of = memory.find(
+        (m) => pa >= m.start && pa + orderBytes(order) <= m.start + m.lengthBytes,
+      );
+      if (of !== undefined)
+        nodesBytes.set(of.node, (nodesBytes.get(of.node) ?? 0) + orderBytes(order));
+      else outside.push(i);
     }
+    this.#blocksOutside = outside;
     return {
       byOrder: sorted(byOrder).map(([order, count]) => ({ order, blocks: count })),
       byNode: memory && sorted(nodesBytes).map(([node, sum]) => ({ node, bytes: sum })),
@@ -475,15 +491,16 @@ class HandoverReader {
         const asked = this.#askedDomains;
         if (asked === null) return;
         const attached = asked.askForDomainOf(segment, bdf) ?? this.#unreadDomainOf(segment, bdf);
+        const fileOf = (token: bigint) =>
+          session.dataOf(token, iommufds as FileDecoder) as FileData | null;
         const view = {
           ...session,
           dataOf: (token: bigint) => {
-            const data = session.dataOf(token, iommufds as FileDecoder) as FileData | null;
-            return data?.content.kind === "iommufd" ? data.content.iommufd : null;
+            const content = fileOf(token)?.content;
+            return content?.kind === "iommufd" ? content.iommufd : null;
           },
         };
-        const isUnread =
-          session.has(device.iommufdToken) && view.dataOf(device.iommufdToken) === null;
+        const isUnread = fileOf(device.iommufdToken)?.content.kind === "unread";
         if (!isUnread) checkVfioLinks(device, view, field, iommufds as FileDecoder, attached);
       },
     };
@@ -552,11 +569,11 @@ class HandoverReader {
       throw new HandoverError("iommu_ser", `${hex(header)} is not in RAM`);
     const { unit_count, page_count } = IOMMU_SER.read(memory.memory, header);
     const units: ImageUnit[] = [];
-    const perPage = PAGE_SIZE / IOMMU_UNIT_SER.sizeBytes;
-    for (let i = 0; i < Math.min(unit_count, page_count * perPage, perPage); i++) {
-      const page = memory.memory.load64(header + IOMMU_SER.sizeBytes);
-      if (!this.#image.contains(page, PAGE_SIZE)) break;
-      const ser = IOMMU_UNIT_SER.read(memory.memory, page + i * IOMMU_UNIT_SER.sizeBytes);
+    const firstPage = page_count === 0 ? [] : [memory.memory.load64(header + IOMMU_SER.sizeBytes)];
+    for (let i = 0; i < unit_count && iommuRecordPages(i + 1) <= firstPage.length; i++) {
+      const at = iommuRecordAddress(header, firstPage, i);
+      if (!this.#image.contains(at, IOMMU_UNIT_SER.sizeBytes)) break;
+      const ser = IOMMU_UNIT_SER.read(memory.memory, at);
       units.push({
         segment: ser.segment,
         registerBase: ser.register_base,
@@ -583,6 +600,21 @@ class HandoverReader {
     else if (this.#runs++ < RUNS_MAX) runs.push(run);
     else if (this.#runs === RUNS_MAX + 1)
       this.#notes.push(`domains map more than ${RUNS_MAX} runs: those above are left out`);
+  }
+
+  /** A kernel's allocator takes a block as reserved that lies in one node's memory, or in a carve-out. */
+  #checkNodes({ blocks }: ImageMemory): void {
+    const carveOuts = this.#memfs?.carveOuts ?? [];
+    for (const i of this.#blocksOutside) {
+      const pa = blocks.pa(i);
+      const isIn = carveOuts.some((c) => pa >= c.start && blocks.end(i) <= c.start + c.lengthBytes);
+      if (!isIn)
+        this.#problems.add({
+          address: pa,
+          field: "preserved-memory-map",
+          problem: `block ${hex(pa)} of order ${blocks.order(i)} is not in the memory of one node`,
+        });
+    }
   }
 
   #noteUnknown(fdt: KhoFdt): void {

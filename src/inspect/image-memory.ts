@@ -8,10 +8,12 @@
  * @module
  */
 import { HandoverError } from "../abi/handover-error.ts";
+import { khoRecordOrder } from "../abi/kho-record.ts";
 import type { WordReader } from "../abi/words.ts";
 import { hex, isAligned, isIndex, MAX_ORDER, orderBytes } from "../base/units.ts";
 import type { IncomingMemory, Place } from "../kernel/kho/incoming.ts";
 import { liesInRuns, mergeRuns, type SortedBlocks } from "../kernel/kho/preserved-blocks.ts";
+import { RecordClaims, recordPage } from "../kernel/kho/record-claims.ts";
 import type { RamImage } from "./image/ram-image.ts";
 import type { Problems } from "./problems.ts";
 
@@ -26,6 +28,7 @@ export class ImageMemory implements IncomingMemory {
   readonly #runs: Float64Array;
   readonly #isTreeLost: boolean;
   readonly #claims = new Map<number, string>();
+  readonly #records = new RecordClaims();
   #claimedPages = 0;
   #strays = 0;
 
@@ -67,6 +70,14 @@ export class ImageMemory implements IncomingMemory {
       throw new HandoverError(field, `${hex(pa)} is claimed by ${other} already`);
     if (!this.#isTreeLost) this.#checkPreserved(pa, order, field);
     this.#claims.set(pa, field);
+  }
+
+  claimRecord(pa: number, lengthBytes: number, field: string): void {
+    const order = khoRecordOrder(lengthBytes);
+    if (order !== null) return this.claim(pa, order, field);
+    const page = recordPage(pa, lengthBytes, field);
+    if (!this.#records.hasPage(page)) this.claim(page, 0, field);
+    this.#records.add(pa, lengthBytes, field);
   }
 
   /** 4 KiB pages in preserved blocks that nothing which was read names. */
