@@ -3,7 +3,15 @@
  * kernel. docs/linux-tests.md says what is compared with what.
  */
 import assert from "node:assert/strict";
-import { closeSync, mkdtempSync, openSync, readSync, rmSync } from "node:fs";
+import {
+  closeSync,
+  existsSync,
+  mkdtempSync,
+  openSync,
+  readFileSync,
+  readSync,
+  rmSync,
+} from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { after, before, describe, test } from "node:test";
@@ -20,6 +28,7 @@ import type {
   RetrievedReport,
 } from "./guest/reports.ts";
 import { type ComparableHandover, type HandoverView, viewHandover } from "./handover-view.ts";
+import { holdfast, type Outcome } from "./holdfast.ts";
 import {
   handOverOnOurKernel,
   khoParameters,
@@ -27,7 +36,7 @@ import {
   takeOverFromLinux,
 } from "./our-kernel.ts";
 import { LinuxMachine, skipReason } from "./rig.ts";
-import { expectedFiles, SESSIONS, sha256 } from "./scenario.ts";
+import { expectedContent, expectedFiles, SESSIONS, sha256 } from "./scenario.ts";
 
 const EXPECTED: ComparableHandover = {
   liveupdateNumber: 1,
@@ -35,17 +44,22 @@ const EXPECTED: ComparableHandover = {
   sessions: SESSIONS.map(({ name, files }) => ({ name, files: files.map(() => "memfd-v2") })),
   files: expectedFiles(),
 };
+/** F_SEAL_*, by bit. */
+const SEAL_NAMES = ["SEAL", "SHRINK", "GROW", "WRITE", "FUTURE_WRITE", "EXEC"];
 const HUGE_ORDER = 9;
 const FDT_HEADER_BYTES = 40;
 
 describe("a handover of Linux", { skip: skipReason() }, () => {
+  let folder: string;
   let machine: LinuxMachine;
   let preserved: PreservedReport;
   let frozen: HandoverView;
+  let commands: ReturnType<typeof runCommands>;
   let kho: KhoData;
   let fdt: Buffer;
   let scratch: readonly { readonly addr: number; readonly size: number }[];
   let entered: HandoverView;
+  let verified: Outcome;
   let takeOver: () => OurRun;
   let jumped: JumpedReport;
   let prepared: HandoverView;
@@ -56,6 +70,7 @@ describe("a handover of Linux", { skip: skipReason() }, () => {
 
   // One machine's life: booting takes longer than all that is asked of it.
   before(async () => {
+    folder = mkdtempSync(join(tmpdir(), "holdfast-"));
     machine = LinuxMachine.start("handover");
     const { ram } = machine;
     preserved = await machine.next("preserved");
@@ -64,11 +79,13 @@ describe("a handover of Linux", { skip: skipReason() }, () => {
     machine.goOn();
     await machine.frozen(luo.pa);
     frozen = viewHandover(ram);
+    commands = runCommands(ram, folder);
     machine.goOn();
     kho = await machine.jumped();
     fdt = readAt(ram, kho.fdtAddr, kho.fdtSize);
     scratch = scratchOf(ram, kho);
     entered = viewHandover(ram);
+    verified = holdfast("verify", ram);
     takeOver = settled(() => takeOverFromLinux(ram, khoParameters(kho)));
     machine.goOn();
     jumped = await machine.next("jumped");
@@ -82,7 +99,10 @@ describe("a handover of Linux", { skip: skipReason() }, () => {
     machine.goOn();
     await machine.end();
   });
-  after(() => machine?.close());
+  after(() => {
+    machine?.close();
+    rmSync(folder, { recursive: true, force: true });
+  });
 
   test("has every session, file, token, size, seal, position and byte, before the jump", () => {
     assert.deepEqual(frozen.comparable, EXPECTED);
@@ -93,6 +113,53 @@ describe("a handover of Linux", { skip: skipReason() }, () => {
       assert.deepEqual(view.problems, []);
       assert.equal(view.pages.unclaimed, 0);
     }
+  });
+
+  test("is shown by `holdfast inspect`: every session, token, size, seal and position", () => {
+    const { status, stdout, stderr } = commands.inspect;
+    assert.deepEqual({ status, stderr }, { status: 0, stderr: "" });
+    const { liveUpdate, problems, preserved } = JSON.parse(stdout);
+    assert.deepEqual(problems, []);
+    assert.equal(preserved.bytes, frozen.pages.preserved * PAGE_SIZE);
+    assert.equal(preserved.unclaimedBytes, 0);
+    const shown = liveUpdate.sessions.map(({ name, files }: ShownSession) => ({
+      name,
+      files: files.map(({ token, compatible, content: { kind, sizeBytes, position, seals } }) => ({
+        token,
+        compatible,
+        kind,
+        sizeBytes,
+        position,
+        seals,
+      })),
+    }));
+    const planned = SESSIONS.map(({ name, files }) => ({
+      name,
+      files: files.map(({ token, sizeBytes, position, seals }) => ({
+        token: `0x${token.toString(16)}`,
+        compatible: "memfd-v2",
+        kind: "memfd",
+        sizeBytes,
+        position,
+        seals: SEAL_NAMES.filter((_name, bit) => (seals & (1 << bit)) !== 0),
+      })),
+    }));
+    assert.deepEqual(shown, planned);
+  });
+
+  test("gives its files to `holdfast inspect --extract`, byte for byte", () => {
+    const files = SESSIONS.flatMap((session) => session.files);
+    assert.equal(commands.extracted.length, files.length);
+    for (const [i, { outcome, bytes }] of commands.extracted.entries()) {
+      assert.equal(outcome.status, 0, outcome.stderr);
+      const { token } = files[i];
+      assert(bytes?.equals(expectedContent(files[i])), `file ${token.toString(16)}`);
+    }
+  });
+
+  test("passes `holdfast verify`, before the jump and after it", () => {
+    for (const { status, stdout, stderr } of [commands.verify, verified])
+      assert.deepEqual({ status, stderr }, { status: 0, stderr: "" }, stdout);
   });
 
   test("is found by a search where the boot parameters say that it is", () => {
@@ -215,6 +282,37 @@ describe("the same scenario on our kernel", () => {
     assert.deepEqual(leaks, { pages: 0, pins: 0, domains: 0 });
   });
 });
+
+interface ShownSession {
+  readonly name: string;
+  readonly files: readonly {
+    readonly token: string;
+    readonly compatible: string;
+    readonly content: {
+      readonly kind: string;
+      readonly sizeBytes: number;
+      readonly position: number;
+      readonly seals: readonly string[];
+    };
+  }[];
+}
+
+/** What a user would do with the image. */
+function runCommands(ram: string, folder: string) {
+  const extracted = SESSIONS.flatMap(({ name, files }) =>
+    files.map(({ token }) => {
+      const path = join(folder, token.toString(16));
+      const word = `0x${token.toString(16)}`;
+      const outcome = holdfast("inspect", ram, "--session", name, "--extract", word, path);
+      return { outcome, bytes: existsSync(path) ? readFileSync(path) : null };
+    }),
+  );
+  return {
+    inspect: holdfast("inspect", ram, "--json"),
+    verify: holdfast("verify", ram),
+    extracted,
+  };
+}
 
 /** Does it now; what came of it, result or error, comes when it is asked for. */
 function settled<T>(action: () => T): () => T {
