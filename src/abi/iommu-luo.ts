@@ -4,8 +4,9 @@
  * Why: what hardware reads (root, context and page tables) stays in place and is its own description; this only
  * says where it is and what it must look like, so that the next kernel can compare all three: this record, the
  * tables, and the registers.
- * Layout: one header page that lists record pages; records of 32 bytes fill them in order, 128 to a page: all units,
- * then all domain slots, then all devices. A list of addresses instead of a chain cannot be cyclic.
+ * Layout: one header page with {@link IOMMU_SER}, a list of record pages, and at 3072 the first 32 records; records of 32
+ * bytes go on in the record pages in order, 128 to a page: all units, then all domain slots, then all devices. So a
+ * host of a dozen devices needs no page but the header. A list of addresses instead of a chain cannot be cyclic.
  * Not Linux's: its proposed `iommu-liveupdate` state (in review, 2026-09) carries the same facts in another layout.
  * @module
  */
@@ -23,13 +24,39 @@ export const IOMMU_SER = struct("iommu_ser", {
   page_count: u32,
 });
 
+/** Where the header page's own records begin: the list of pages ends there. */
+const HEADER_RECORDS_OFFSET = 3072;
 /** Record pages that one header page can list. */
-export const IOMMU_SER_PAGES_MAX = (4096 - IOMMU_SER.sizeBytes) / 8;
+export const IOMMU_SER_PAGES_MAX = (HEADER_RECORDS_OFFSET - IOMMU_SER.sizeBytes) / 8;
 
 export const IOMMU_RECORD_BYTES = 32;
-export const IOMMU_RECORDS_PER_PAGE = 4096 / IOMMU_RECORD_BYTES;
+/** Records in the header page. */
+export const IOMMU_HEADER_RECORDS = (4096 - HEADER_RECORDS_OFFSET) / IOMMU_RECORD_BYTES;
+const RECORDS_PER_PAGE = 4096 / IOMMU_RECORD_BYTES;
 /** Units, domain slots and devices that one handover can hold together. */
-export const IOMMU_RECORDS_MAX = IOMMU_SER_PAGES_MAX * IOMMU_RECORDS_PER_PAGE;
+export const IOMMU_RECORDS_MAX = IOMMU_HEADER_RECORDS + IOMMU_SER_PAGES_MAX * RECORDS_PER_PAGE;
+
+/** Record pages that so many records need beside the header page. */
+export function iommuRecordPages(records: number): number {
+  return Math.max(0, Math.ceil((records - IOMMU_HEADER_RECORDS) / RECORDS_PER_PAGE));
+}
+
+/**
+ * Physical address of a record.
+ *
+ * @param header - of the header page
+ * @param pages - of the record pages
+ */
+export function iommuRecordAddress(
+  header: number,
+  pages: readonly number[],
+  index: number,
+): number {
+  if (index < IOMMU_HEADER_RECORDS)
+    return header + HEADER_RECORDS_OFFSET + index * IOMMU_RECORD_BYTES;
+  const i = index - IOMMU_HEADER_RECORDS;
+  return pages[Math.floor(i / RECORDS_PER_PAGE)] + (i % RECORDS_PER_PAGE) * IOMMU_RECORD_BYTES;
+}
 
 /** A remapping unit that is translating. */
 export const IOMMU_UNIT_SER = struct("iommu_unit_ser", {

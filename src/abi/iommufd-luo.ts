@@ -5,8 +5,8 @@
  * in, so object ids, IOASes and mappings of translated HWPTs are not part of the format. The page tables
  * themselves are handed over by the IOMMU core; a HWPT names one of them by the core's domain id. A no-IOMMU
  * HWPT has no tables: what it hands over is which memory it held pinned, so that this can be pinned again.
- * Layout: one block of 2^n pages: iommufd_ser, then hwpt_count × iommufd_hwpt_ser, then area_count ×
- * iommufd_area_ser, where each no-IOMMU HWPT owns the next `area_count` areas; n is the smallest that fits.
+ * Layout: one record (kho-record.ts): iommufd_ser, then hwpt_count × iommufd_hwpt_ser, then area_count ×
+ * iommufd_area_ser, where each no-IOMMU HWPT owns the next `area_count` areas.
  * Source: ours; the idea of serialising tokens and domains only: Linux list, iommufd live update series v1-v5.
  * @module
  */
@@ -19,7 +19,7 @@ export const IOMMUFD_HWPT_NOIOMMU = 1 << 0;
 /** Userspace has given it no token, and it is 0; allowed for a no-IOMMU HWPT only. */
 export const IOMMUFD_HWPT_UNNAMED = 1 << 1;
 
-/** Bounds of the counts: far above use, low enough that a block of the largest order holds both. */
+/** Bounds of the counts: far above use, low enough that a record holds both. */
 export const IOMMUFD_HWPT_COUNT_MAX = 1 << 16;
 export const IOMMUFD_AREA_COUNT_MAX = 1 << 20;
 

@@ -3,18 +3,17 @@
  *
  * Why: the next kernel must find bus numbers, BARs and bridge windows as they were, or not take the handover; and it must
  * know the sizes of BARs without probing them, since that moves them for a moment.
- * Layout: one block, the smallest order that holds it: {@link PCI_SER}, then `count` records of 64 bytes, sorted by
+ * Layout: one record (kho-record.ts): {@link PCI_SER}, then `count` records of 64 bytes, sorted by
  *   segment, then bdf. Every function is in it; `refcount` is above 0 for those that are preserved.
  * Not Linux's: its `pci_ser` (queued for 7.4) carries {domain, bdf, refcount} only and does not pin BARs and windows.
  * @module
  */
-import { MAX_ORDER, orderBytes } from "../base/units.ts";
 import { byteArray, struct, u8, u16, u32 } from "./struct.ts";
 
 /** Changes with any change of the structures below or of their meaning. */
 export const PCI_LUO_COMPATIBLE = "pci-holdfast-v1";
 
-/** First bytes of the block. */
+/** First bytes of the record. */
 export const PCI_SER = struct("pci_ser", {
   /** Records that follow. */
   count: u32,
@@ -53,12 +52,10 @@ export const PCI_FUNCTION_SER = struct("pci_function_ser", {
   pref_limit_upper: u32,
 });
 
-/** Functions that one handover can hold: a block of 1 MiB. */
+/** Functions that one handover can hold: a record of 1 MiB. */
 export const PCI_LUO_FUNCTIONS_MAX = 16383;
 
-/** Order of the block for so many functions. */
-export function pciSerOrder(count: number): number {
-  const bytes = PCI_SER.sizeBytes + count * PCI_FUNCTION_SER.sizeBytes;
-  for (let order = 0; order <= MAX_ORDER; order++) if (orderBytes(order) >= bytes) return order;
-  throw new RangeError(`${count} functions`);
+/** Bytes of the record for so many functions. */
+export function pciSerBytes(count: number): number {
+  return PCI_SER.sizeBytes + count * PCI_FUNCTION_SER.sizeBytes;
 }

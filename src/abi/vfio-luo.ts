@@ -1,7 +1,7 @@
 /**
  * What a VFIO PCI device hands to the next kernel: which function it is, whose it is, and its interrupt.
  *
- * One page for each device. The function itself (BARs, bridges) is the PCI root's part of the handover, and
+ * One record (kho-record.ts) for each device. The function itself (BARs, bridges) is the PCI root's part of the handover, and
  * where its DMA goes is the IOMMU core's. Upstream's "vfio-pci-v1" is {u32 domain; u16 bdf} and carries no
  * interrupts, so this is another format under another name.
  * Source: ours; Linux list, VFIO live update series v5, for the idea.

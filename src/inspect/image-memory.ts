@@ -74,7 +74,10 @@ export class ImageMemory implements IncomingMemory {
 
   claimRecord(pa: number, lengthBytes: number, field: string): void {
     const order = khoRecordOrder(lengthBytes);
-    if (order !== null) return this.claim(pa, order, field);
+    if (order !== null) {
+      this.claim(pa, order, field);
+      return;
+    }
     const page = recordPage(pa, lengthBytes, field);
     if (!this.#records.hasPage(page)) this.claim(page, 0, field);
     this.#records.add(pa, lengthBytes, field);

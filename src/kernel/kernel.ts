@@ -21,6 +21,7 @@ import { bootFilesystem } from "./kexec/boot-filesystem.ts";
 import { BOOT_MOUNT, KexecControl } from "./kexec/kexec-control.ts";
 import type { IncomingHandover } from "./kho/incoming-handover.ts";
 import { Kho } from "./kho/kho.ts";
+import { RecordPages } from "./kho/record-pages.ts";
 import { Scratch } from "./kho/scratch.ts";
 import type { FileHandler } from "./liveupdate/file-handler.ts";
 import { LiveUpdate } from "./liveupdate/live-update.ts";
@@ -98,6 +99,7 @@ export class Kernel {
   readonly kexec: KexecControl;
   readonly vfs: Vfs;
   readonly #parts: KernelParts;
+  readonly #records: RecordPages;
 
   /**
    * Boots. After a failure nothing of the handover is lost: `incoming.startOver()`, and another attempt may follow.
@@ -127,7 +129,8 @@ export class Kernel {
     mm.holdFrees();
     const kho = new Kho({ memory, mm, scratch, incoming, release, faults });
     this.kho = kho;
-    this.pci = new PciCore({ machine, mm, kho, faults });
+    this.#records = new RecordPages({ memory, mm, kho, faults });
+    this.pci = new PciCore({ machine, records: this.#records, faults });
     this.iommu = new VtdIommu({ machine, mm, kho, faults, superpages: options.superpages });
     this.shmem = new Shmem({ memory, mm });
     const { nodeCount } = machine.firmware;
@@ -236,13 +239,14 @@ export class Kernel {
     const { mm, kho, iommufd, vfio, pci } = this;
     const { machine, faults } = this.#parts;
     const { memory } = machine;
-    const iommufdHandler = new IommufdFileHandler({ iommufd, memory, mm, kho });
+    const records = this.#records;
+    const iommufdHandler = new IommufdFileHandler({ iommufd, memory, records });
     const pciFlb = pci.flb;
     return [
       new MemfsFileHandler(this.memfs),
       new MemfdHandler({ memory, mm, kho, faults }, this.shmem),
       iommufdHandler,
-      new VfioPciFileHandler({ vfio, iommufd, iommufdHandler, pci, pciFlb, machine, mm, kho }),
+      new VfioPciFileHandler({ vfio, iommufd, iommufdHandler, pci, pciFlb, machine, records }),
     ] as readonly FileHandler[];
   }
 

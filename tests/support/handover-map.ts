@@ -11,10 +11,9 @@ import {
   IOMMU_DEVICE_SER,
   IOMMU_DOMAIN_SER,
   IOMMU_LUO_COMPATIBLE,
-  IOMMU_RECORD_BYTES,
-  IOMMU_RECORDS_PER_PAGE,
   IOMMU_SER,
   IOMMU_UNIT_SER,
+  iommuRecordAddress,
 } from "../../src/abi/iommu-luo.ts";
 import {
   IOMMUFD_LUO_COMPATIBLE,
@@ -270,9 +269,7 @@ class FieldLister {
       this.#add(`iommu_ser.pages[${i}]`, at, 8);
       return ram.load64(at);
     });
-    const record = (i: number) =>
-      pages[Math.floor(i / IOMMU_RECORDS_PER_PAGE)] +
-      (i % IOMMU_RECORDS_PER_PAGE) * IOMMU_RECORD_BYTES;
+    const record = (i: number) => iommuRecordAddress(header, pages, i);
     for (let i = 0; i < ser.domain_count; i++) {
       const at = record(ser.unit_count + i);
       this.#struct(`iommu_domain_ser[${i}]`, IOMMU_DOMAIN_SER, at);

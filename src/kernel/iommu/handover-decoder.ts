@@ -15,12 +15,12 @@ import {
   IOMMU_DOMAIN_PAGING,
   IOMMU_DOMAIN_RMRR,
   IOMMU_DOMAIN_SER,
-  IOMMU_RECORD_BYTES,
   IOMMU_RECORDS_MAX,
-  IOMMU_RECORDS_PER_PAGE,
   IOMMU_SER,
   IOMMU_SER_PAGES_MAX,
   IOMMU_UNIT_SER,
+  iommuRecordAddress,
+  iommuRecordPages,
 } from "../../abi/iommu-luo.ts";
 import { GCMD_QIE, GCMD_TE, IQH_REG, IQT_REG } from "../../abi/vtd/registers.ts";
 import {
@@ -113,6 +113,7 @@ export class HandoverDecoder<U extends HandedOverUnit = RemappingUnit> {
   readonly #units: readonly U[];
   readonly #rmrrs: readonly RmrrFunction[] | null;
   readonly #onRun: OnRun;
+  #header = 0;
   readonly #pages: number[] = [];
   /** Slots that could not be read, for who goes on without them. */
   readonly #unread = new Set<number>();
@@ -142,6 +143,7 @@ export class HandoverDecoder<U extends HandedOverUnit = RemappingUnit> {
    */
   decode(data: bigint): DecodedIommu<U> {
     const header = Number(data);
+    this.#header = header;
     this.#incoming.claim(header, 0, `${this.#field}.data`);
     const ser = IOMMU_SER.read(this.#incoming.memory, header);
     this.#expect(
@@ -154,10 +156,7 @@ export class HandoverDecoder<U extends HandedOverUnit = RemappingUnit> {
     if (ser.domain_count > IOMMU_RECORDS_MAX)
       this.#refuse("iommu_ser.domain_count", ser.domain_count);
     if (records > IOMMU_RECORDS_MAX) this.#refuse("iommu_ser.device_count", ser.device_count);
-    if (
-      ser.page_count < Math.ceil(records / IOMMU_RECORDS_PER_PAGE) ||
-      ser.page_count > IOMMU_SER_PAGES_MAX
-    )
+    if (ser.page_count < iommuRecordPages(records) || ser.page_count > IOMMU_SER_PAGES_MAX)
       this.#refuse("iommu_ser.page_count", ser.page_count);
     for (let i = 0; i < ser.page_count; i++) {
       const page = this.#incoming.memory.load64(header + IOMMU_SER.sizeBytes + 8 * i);
@@ -445,8 +444,7 @@ export class HandoverDecoder<U extends HandedOverUnit = RemappingUnit> {
   }
 
   #recordAddress(index: number): number {
-    const page = Math.floor(index / IOMMU_RECORDS_PER_PAGE);
-    return this.#pages[page] + (index % IOMMU_RECORDS_PER_PAGE) * IOMMU_RECORD_BYTES;
+    return iommuRecordAddress(this.#header, this.#pages, index);
   }
 
   #expect(name: string, found: number, expected: number, why: string): void {

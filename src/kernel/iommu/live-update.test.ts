@@ -5,9 +5,9 @@ import { HandoverError } from "../../abi/handover-error.ts";
 import {
   IOMMU_DEVICE_SER,
   IOMMU_DOMAIN_SER,
-  IOMMU_RECORD_BYTES,
   IOMMU_SER,
   IOMMU_UNIT_SER,
+  iommuRecordAddress,
 } from "../../abi/iommu-luo.ts";
 import {
   GCMD_QIE,
@@ -505,8 +505,15 @@ function unitsOf(rig: Rig, kernel: TestKernel): RemappingUnit[] {
   return rig.firmware.drhds.map((drhd) => new RemappingUnit({ machine, mm, kho, drhd }));
 }
 
-/** A handover of two functions in a domain each, and an RMRR, after the jump. */
-function handedOver() {
+/** Domains that nothing is attached to, enough for a record page beside the header page. */
+const MANY = 40;
+
+/**
+ * A handover of two functions in a domain each, and an RMRR, after the jump.
+ *
+ * @param unattached - so many more domains
+ */
+function handedOver(unattached = 0) {
   const rig = new Rig({ rmrrs: [RMRR] });
   const kernel = rig.coldBoot();
   const guest = guestMemory(kernel);
@@ -514,14 +521,18 @@ function handedOver() {
   attachGuest(kernel, NIC2, guest);
   domain.map(0, guest, 3 * PAGE_SIZE, RW);
   const data = preserve(kernel, [NIC, NIC2]);
+  for (let i = 0; i < unattached; i++) kernel.iommu.preserveDomain(kernel.iommu.allocDomain(NIC));
   kernel.iommu.flb.freeze?.(data);
   kernel.iommu.shutdown();
   const parameters = rig.jump(kernel);
   const header = Number(data);
-  const record = rig.ram.load64(header + IOMMU_SER.sizeBytes);
+  const recordPages = Array.from({ length: IOMMU_SER.read(rig.ram, header).page_count }, (_, i) =>
+    rig.ram.load64(header + IOMMU_SER.sizeBytes + 8 * i),
+  );
+  const record = (i: number) => iommuRecordAddress(header, recordPages, i);
   const { root } = tablesOf(rig, 0);
   const contexts = [NIC, NIC2, EDU].map((pci) => contextTable(rig, root, pci.bdf));
-  const top = rig.ram.load64(record + IOMMU_RECORD_BYTES * 2 + IOMMU_DOMAIN_SER.offset.top_table);
+  const top = rig.ram.load64(record(2) + IOMMU_DOMAIN_SER.offset.top_table);
   const middle = ssAddress(rig.ram.load32(top), rig.ram.load32(top + 4));
   const leaf2M = ssAddress(rig.ram.load32(middle), rig.ram.load32(middle + 4));
   const leaf4K = ssAddress(rig.ram.load32(leaf2M), rig.ram.load32(leaf2M + 4));
@@ -532,6 +543,7 @@ function handedOver() {
     data,
     guest,
     header,
+    recordPages,
     record,
     root,
     contexts,
@@ -574,6 +586,29 @@ describe("decode()", () => {
     assert.equal(rig.dma(NIC, IOVA), guest);
   });
 
+  test("takes records beyond those in the header page, which is all that few of them need", () => {
+    assert.deepEqual(handedOver().recordPages, []);
+    const handover = handedOver(MANY);
+    assert.equal(handover.recordPages.length, 1);
+    const { rig, parameters, data, guest } = handover;
+    const decoded = decode(handover);
+    assert.deepEqual(decoded.pages, [handover.header, ...handover.recordPages]);
+    assert.equal(decoded.domains.length, 3 + MANY);
+    assert.deepEqual(
+      decoded.devices.map(({ bdf }) => bdf),
+      [EDU, NIC, NIC2].map(({ bdf }) => bdf),
+    );
+    const next = rig.boot(parameters);
+    const { allocated } = next.mm.counts();
+    const adopted = adopt(next, data);
+    next.iommu.start();
+    assert.equal(next.iommu.restoredCount, 2 + MANY);
+    assert.equal(rig.dma(NIC, IOVA), guest);
+    next.iommu.flb.finish(adopted);
+    assert.equal(next.iommu.restoredCount, 0);
+    assert.equal(next.mm.counts().allocated - allocated, next.iommu.ownPages);
+  });
+
   const units = [0];
   const domains = [1, 2, 3];
   const devices = [4, 5, 6];
@@ -589,7 +624,7 @@ describe("decode()", () => {
       let tried = 0;
       for (const [field, type] of Object.entries(layout.fields)) {
         const offset = (layout.offset as Record<string, number>)[field];
-        const at = handover.record + index * IOMMU_RECORD_BYTES + offset;
+        const at = handover.record(index) + offset;
         const saved = new Uint8Array(type.sizeBytes);
         ram.read(at, saved);
         for (let byte = 0; byte < type.sizeBytes; byte++) {
@@ -611,7 +646,7 @@ describe("decode()", () => {
   }
 
   test("refuses a header with any field changed, and names it", () => {
-    const handover = handedOver();
+    const handover = handedOver(MANY);
     const { ram } = handover.rig;
     const at = (field: keyof typeof IOMMU_SER.offset) => handover.header + IOMMU_SER.offset[field];
     const refused = (address: number, value: number, field: RegExp) => {
@@ -626,15 +661,15 @@ describe("decode()", () => {
     };
     for (const value of [0, 2, 2 ** 32 - 1]) refused(at("unit_count"), value, /unit_count/);
     refused(at("domain_count"), 2 ** 32 - 1, /domain_count/);
-    refused(at("domain_count"), 2, /domain_ser|device_ser|unit_ser/);
-    refused(at("domain_count"), 4, /domain_ser/);
+    refused(at("domain_count"), MANY + 2, /domain_ser|device_ser|unit_ser/);
+    refused(at("domain_count"), MANY + 4, /domain_ser/);
     refused(at("device_count"), 2 ** 32 - 1, /device_count/);
     refused(at("device_count"), 2, /device_count|context entry/);
     refused(at("device_count"), 4, /device_ser\[3\]/);
-    for (const value of [0, 511, 2 ** 32 - 1]) refused(at("page_count"), value, /page_count/);
+    for (const value of [0, 383, 2 ** 32 - 1]) refused(at("page_count"), value, /page_count/);
     refused(at("page_count"), 2, /pages\[1\]/);
     const page = handover.header + IOMMU_SER.sizeBytes;
-    for (const value of [0, handover.record + 8, handover.header, 2 ** 32 - 4096])
+    for (const value of [0, handover.recordPages[0] + 8, handover.header, 2 ** 32 - 4096])
       refused(page, value, /pages\[0\]/);
     refused(page + 4, 2 ** 31, /pages\[0\]/);
     decode(handover);
@@ -767,7 +802,7 @@ describe("decode()", () => {
   test("meets any corruption with a HandoverError or a handover that is sound", () => {
     const handover: HandedOver = handedOver();
     const { ram } = handover.rig;
-    const pages = [handover.header, handover.record, ...handover.pages];
+    const pages = [handover.header, handover.record(0), ...handover.pages];
     let refusals = 0;
     fc.assert(
       fc.property(

@@ -13,11 +13,11 @@ import {
   IOMMU_DOMAIN_PAGING,
   IOMMU_DOMAIN_RMRR,
   IOMMU_DOMAIN_SER,
-  IOMMU_RECORD_BYTES,
-  IOMMU_RECORDS_PER_PAGE,
   IOMMU_SER,
   IOMMU_SER_PAGES_MAX,
   IOMMU_UNIT_SER,
+  iommuRecordAddress,
+  iommuRecordPages,
 } from "../../abi/iommu-luo.ts";
 import { addressWidthBits } from "../../abi/vtd/root-context.ts";
 import { assert } from "../../base/assert.ts";
@@ -238,7 +238,7 @@ export class OutgoingHandover {
 
   #pagesNeeded(more: number): number {
     const records = this.#units.length + this.#slots.length + this.#devices.size + more;
-    return Math.ceil(records / IOMMU_RECORDS_PER_PAGE);
+    return iommuRecordPages(records);
   }
 
   /**
@@ -254,8 +254,7 @@ export class OutgoingHandover {
   }
 
   #recordAddress(index: number): number {
-    const page = Math.floor(index / IOMMU_RECORDS_PER_PAGE);
-    return this.#pages[page] + (index % IOMMU_RECORDS_PER_PAGE) * IOMMU_RECORD_BYTES;
+    return iommuRecordAddress(this.#header, this.#pages, index);
   }
 
   #newPage(): number {

@@ -7,7 +7,7 @@ import { checkIommufdMemory, type DecodedIommufd } from "./handed-over.ts";
 /** An iommufd with a no-IOMMU HWPT, and one with domain 7. */
 const IOMMUFD: DecodedIommufd = {
   pa: 0,
-  order: 0,
+  lengthBytes: 64,
   hwpts: [
     { token: 1n, domainId: null, areas: [] },
     { token: 2n, domainId: 7, areas: [] },

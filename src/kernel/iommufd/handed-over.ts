@@ -16,8 +16,8 @@ import {
   iommufd_ser,
   iommufdSerBytes,
 } from "../../abi/iommufd-luo.ts";
-import { assert } from "../../base/assert.ts";
-import { hex, isAligned, MAX_ORDER, orderBytes, PAGE_SIZE } from "../../base/units.ts";
+import { KHO_RECORD_ALIGN_BYTES } from "../../abi/kho-record.ts";
+import { hex, isAligned, PAGE_SIZE } from "../../base/units.ts";
 import { type IncomingDomains, IOMMU_READ, IOMMU_WRITE } from "../iommu/domain.ts";
 import type { IncomingMemory } from "../kho/incoming.ts";
 import type { DecodedSessionView } from "../liveupdate/file-handler.ts";
@@ -33,12 +33,13 @@ export interface DecodedHwpt {
 
 export interface DecodedIommufd {
   readonly pa: number;
-  readonly order: number;
+  /** Of the record. */
+  readonly lengthBytes: number;
   readonly hwpts: readonly DecodedHwpt[];
 }
 
 /**
- * @param data - address of the block; untrusted
+ * @param data - address of the record; untrusted
  * @param field - how to name the place in errors
  * @param domainIds - domains that the handover has named so far: each belongs to one HWPT of one iommufd
  * @throws {HandoverError}
@@ -51,15 +52,15 @@ export function decodeIommufd(
 ): DecodedIommufd {
   const name = (member: string) => `${field} ${member}`;
   const pa = Number(data);
-  if (!isAligned(pa, PAGE_SIZE) || !incoming.isPreserved(pa, PAGE_SIZE))
-    throw new HandoverError(name("data"), `${hex(data)} is no preserved page`);
+  if (!isAligned(pa, KHO_RECORD_ALIGN_BYTES) || !incoming.isPreserved(pa, KHO_RECORD_ALIGN_BYTES))
+    throw new HandoverError(name("data"), `${hex(data)} is no preserved record`);
   const header = iommufd_ser.read(incoming.memory, pa);
   if (header.hwpt_count > IOMMUFD_HWPT_COUNT_MAX)
     throw new HandoverError(name("iommufd_ser.hwpt_count"), `${header.hwpt_count} is too many`);
   if (header.area_count > IOMMUFD_AREA_COUNT_MAX)
     throw new HandoverError(name("iommufd_ser.area_count"), `${header.area_count} is too many`);
-  const order = iommufdSerOrder(header.hwpt_count, header.area_count);
-  incoming.claim(pa, order, name("data"));
+  const lengthBytes = iommufdSerBytes(header.hwpt_count, header.area_count);
+  incoming.claimRecord(pa, lengthBytes, name("data"));
 
   let at = pa + iommufd_ser.sizeBytes;
   const sers = Array.from({ length: header.hwpt_count }, () => {
@@ -105,7 +106,7 @@ export function decodeIommufd(
   });
   if (areasLeft > 0)
     throw new HandoverError(name("iommufd_ser.area_count"), `${areasLeft} areas have no HWPT`);
-  return { pa, order, hwpts };
+  return { pa, lengthBytes, hwpts };
 }
 
 /** Checks what it says of other parts. @throws {HandoverError} */
@@ -168,13 +169,4 @@ function checkArea(
     throw new HandoverError(name("prot"), `${area.prot} is not known`);
   if (area.reserved !== 0) throw new HandoverError(name("reserved"), "is not 0");
   return area.iova + area.length;
-}
-
-/** The smallest order whose block holds so many. */
-export function iommufdSerOrder(hwptCount: number, areaCount: number): number {
-  const bytes = iommufdSerBytes(hwptCount, areaCount);
-  let order = 0;
-  while (orderBytes(order) < bytes) order++;
-  assert(order <= MAX_ORDER, "the bounds of the counts are too high");
-  return order;
 }

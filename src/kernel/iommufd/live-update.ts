@@ -8,6 +8,7 @@ import {
   iommufd_area_ser,
   iommufd_hwpt_ser,
   iommufd_ser,
+  iommufdSerBytes,
 } from "../../abi/iommufd-luo.ts";
 import { F_GET_SEALS } from "../../abi/uapi/fs.ts";
 import { assert } from "../../base/assert.ts";
@@ -15,8 +16,8 @@ import { KernelError } from "../../base/errno.ts";
 import { withUndo } from "../../base/undo.ts";
 import type { PhysicalMemory } from "../../machine/machine.ts";
 import { IOMMU_WRITE, type RestoredDomain } from "../iommu/domain.ts";
-import type { KexecHandover } from "../kho/handover.ts";
 import type { IncomingMemory } from "../kho/incoming.ts";
+import type { RecordPages } from "../kho/record-pages.ts";
 import type {
   DecodedSessionView,
   FileHandler,
@@ -26,7 +27,6 @@ import type {
   RetrieveArgs,
   SessionView,
 } from "../liveupdate/file-handler.ts";
-import type { PageAllocator } from "../mm/page-allocator.ts";
 import { SEALS_FOR_DMA } from "../shmem/shmem-inode.ts";
 import type { File } from "../vfs/file.ts";
 import { IommufdFile } from "./file.ts";
@@ -35,7 +35,6 @@ import {
   checkIommufdMemory,
   type DecodedIommufd,
   decodeIommufd,
-  iommufdSerOrder,
 } from "./handed-over.ts";
 import { type Area, areaLength, iovaRange } from "./io-pagetable.ts";
 import type { Iommufd } from "./iommufd.ts";
@@ -51,10 +50,12 @@ export class IommufdFileHandler implements FileHandler<DecodedIommufd> {
   readonly flbs: readonly FileLifecycleBound[];
   readonly #iommufd: Iommufd;
   readonly #memory: PhysicalMemory;
-  readonly #mm: PageAllocator;
-  readonly #kho: KexecHandover;
-  /** What each preserved file holds: the block and the domains that were preserved for it. */
-  readonly #outgoing = new Map<IommufdFile, { order: number; hwpts: readonly PagingHwpt[] }>();
+  readonly #records: RecordPages;
+  /** What each preserved file holds: the length of its record, and the HWPTs that were preserved with it. */
+  readonly #outgoing = new Map<
+    IommufdFile,
+    { lengthBytes: number; hwpts: readonly PagingHwpt[] }
+  >();
 
   /** Domains that one handover has named so far: each belongs to one HWPT of one iommufd. */
   readonly #decodedDomains = new WeakMap<IncomingMemory, Set<number>>();
@@ -62,13 +63,11 @@ export class IommufdFileHandler implements FileHandler<DecodedIommufd> {
   constructor(dependencies: {
     readonly iommufd: Iommufd;
     readonly memory: PhysicalMemory;
-    readonly mm: PageAllocator;
-    readonly kho: KexecHandover;
+    readonly records: RecordPages;
   }) {
     this.#iommufd = dependencies.iommufd;
     this.#memory = dependencies.memory;
-    this.#mm = dependencies.mm;
-    this.#kho = dependencies.kho;
+    this.#records = dependencies.records;
     this.flbs = [dependencies.iommufd.iommu.flb];
   }
 
@@ -98,14 +97,12 @@ export class IommufdFileHandler implements FileHandler<DecodedIommufd> {
       const areaCount = hwpts.reduce((sum, hwpt) => sum + serialisedAreas(hwpt).length, 0);
       if (hwpts.length > IOMMUFD_HWPT_COUNT_MAX || areaCount > IOMMUFD_AREA_COUNT_MAX)
         throw new KernelError("E2BIG", PRESERVE, `${hwpts.length} HWPTs, ${areaCount} areas`);
-      const order = iommufdSerOrder(hwpts.length, areaCount);
-      const pa = this.#mm.alloc(order);
-      undo(() => this.#mm.free(pa, order));
+      const lengthBytes = iommufdSerBytes(hwpts.length, areaCount);
+      const pa = this.#records.alloc(lengthBytes);
+      undo(() => this.#records.free(pa, lengthBytes));
       this.#write(pa, hwpts, domainIds, session);
-      this.#kho.preserve(pa, order);
-      undo(() => this.#kho.unpreserve(pa, order));
       this.#iommufd.faults.point("iommufd.preserve:done");
-      this.#outgoing.set(file, { order, hwpts });
+      this.#outgoing.set(file, { lengthBytes, hwpts });
       return BigInt(pa);
     });
   }
@@ -115,8 +112,7 @@ export class IommufdFileHandler implements FileHandler<DecodedIommufd> {
     const held = this.#outgoing.get(file);
     assert(held !== undefined, "an iommufd that is not preserved is unpreserved");
     this.#outgoing.delete(file);
-    this.#kho.unpreserve(Number(data), held.order);
-    this.#mm.free(Number(data), held.order);
+    this.#records.free(Number(data), held.lengthBytes);
     for (const { domain } of held.hwpts.toReversed())
       if (domain.type === "paging") this.#iommufd.iommu.unpreserveDomain(domain);
     file.context.endPreserved();
@@ -209,8 +205,7 @@ export class IommufdFileHandler implements FileHandler<DecodedIommufd> {
         const domain = domainId === null ? null : this.#iommufd.claimRestored(domainId);
         if (domain !== null) this.#iommufd.freeRestored(domain);
       }
-    this.#kho.restore(data.pa, data.order);
-    this.#mm.free(data.pa, data.order);
+    this.#records.release(data.pa, data.lengthBytes);
   }
 
   #claim(domainId: number): RestoredDomain {

@@ -38,6 +38,12 @@ export interface KexecHandover {
    *   restored before
    */
   restore(pa: number, order: number): void;
+  /**
+   * Takes a record that shares a page (src/abi/kho-record.ts) over from the previous kernel, to give it up. Each once.
+   * @returns true with the last that was claimed of its page: the page is restored then, and the caller's
+   * @throws {KernelError} EINVAL when no decoder has claimed it with that length, or it was restored before
+   */
+  restoreRecord(pa: number, lengthBytes: number): boolean;
   /** Blocks preserved by the previous kernel that nobody has restored, in 4 KiB pages. */
   unrestoredPages(): number;
 

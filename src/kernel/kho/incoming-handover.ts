@@ -18,6 +18,7 @@ import {
   readKexecMetadata,
 } from "../../abi/kexec-metadata.ts";
 import { type KhoSubtree, readKhoFdt, readScratch } from "../../abi/kho.ts";
+import { khoRecordOrder } from "../../abi/kho-record.ts";
 import { ByteWords, type WordReader } from "../../abi/words.ts";
 import { hex, isAligned, isIndex, MAX_ORDER, orderBytes, PAGE_SIZE } from "../../base/units.ts";
 import type { KhoBootParameters, PhysicalMemory } from "../../machine/machine.ts";
@@ -30,6 +31,7 @@ import {
   readPreservedTree,
   type SortedBlocks,
 } from "./preserved-blocks.ts";
+import { RecordClaims, recordPage } from "./record-claims.ts";
 import { Scratch } from "./scratch.ts";
 
 /** What the previous kernel preserved, and who has it now. */
@@ -47,6 +49,7 @@ export class IncomingHandover implements IncomingMemory {
   readonly #runs: Float64Array;
   /** Field that has claimed a block, by the block's index. */
   readonly #claimedBy = new Map<number, string>();
+  readonly #records = new RecordClaims();
   readonly #taken: Uint8Array;
   #untakenPages = 0;
 
@@ -102,6 +105,26 @@ export class IncomingHandover implements IncomingMemory {
   }
 
   claim(pa: number, order: number, field: string): void {
+    const index = this.#blockOf(pa, order, field);
+    const other = this.#claimedBy.get(index);
+    if (other !== undefined)
+      throw new HandoverError(field, `${hex(pa)} is claimed by ${other} already`);
+    this.#claimedBy.set(index, field);
+  }
+
+  claimRecord(pa: number, lengthBytes: number, field: string): void {
+    const order = khoRecordOrder(lengthBytes);
+    if (order !== null) {
+      this.claim(pa, order, field);
+      return;
+    }
+    const page = recordPage(pa, lengthBytes, field);
+    if (!this.#records.hasPage(page)) this.claim(page, 0, field);
+    this.#records.add(pa, lengthBytes, field);
+  }
+
+  /** Index of the block of exactly that order. */
+  #blockOf(pa: number, order: number, field: string): number {
     if (!isIndex(order, MAX_ORDER))
       throw new HandoverError(field, `order ${order} is not 0 to ${MAX_ORDER}`);
     if (!(pa >= 0) || !isAligned(pa, orderBytes(order)))
@@ -115,10 +138,7 @@ export class IncomingHandover implements IncomingMemory {
         field,
         `${hex(pa)} was preserved with order ${this.#blocks.order(index)}, not ${order}`,
       );
-    const other = this.#claimedBy.get(index);
-    if (other !== undefined)
-      throw new HandoverError(field, `${hex(pa)} is claimed by ${other} already`);
-    this.#claimedBy.set(index, field);
+    return index;
   }
 
   /** 4 KiB pages in blocks that no decoder has claimed. */
@@ -142,11 +162,20 @@ export class IncomingHandover implements IncomingMemory {
   }
 
   /**
+   * Forgets a claimed record of a shared page.
+   * @returns null when there is none with that length; else whether it was the last of its page
+   */
+  releaseRecord(pa: number, lengthBytes: number): { readonly isLast: boolean } | null {
+    return this.#records.delete(pa, lengthBytes);
+  }
+
+  /**
    * Forgets who has claimed and taken what: for another attempt at a boot that failed. The pages themselves must be as
    * the previous kernel left them.
    */
   startOver(): void {
     this.#claimedBy.clear();
+    this.#records.clear();
     for (const pa of this.ownPages) this.claim(pa, 0, "kexec handover");
     this.#taken.fill(0);
     this.#untakenPages = 0;

@@ -25,6 +25,13 @@ export interface IncomingMemory {
    */
   claim(pa: number, order: number, field: string): void;
   /**
+   * Claims a record (src/abi/kho-record.ts) of that length for the field that names it: one that shares a page, or the
+   * block that it has for itself.
+   * @throws {HandoverError} as {@link claim}; when it reaches beyond its page, overlaps another record, or the page is
+   *   claimed as a whole
+   */
+  claimRecord(pa: number, lengthBytes: number, field: string): void;
+  /**
    * Takes a broken rule that leaves other parts readable, for who looks at a handover and does not use it
    * (src/inspect). A kernel has none: it refuses the whole by the first broken rule.
    */

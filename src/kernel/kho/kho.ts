@@ -22,7 +22,7 @@ import { assert, BugError } from "../../base/assert.ts";
 import { KernelError } from "../../base/errno.ts";
 import type { FaultInjector } from "../../base/fault-injector.ts";
 import { withUndo } from "../../base/undo.ts";
-import { hex, orderBytes, PAGE_SIZE } from "../../base/units.ts";
+import { alignDown, hex, orderBytes, PAGE_SIZE } from "../../base/units.ts";
 import type { KhoBootParameters, PhysicalMemory } from "../../machine/machine.ts";
 import type { PageAllocator } from "../mm/page-allocator.ts";
 import type { KexecHandover } from "./handover.ts";
@@ -165,6 +165,18 @@ export class Kho implements KexecHandover {
       );
     // Memory of a carve-out is its owner's: the allocator has no page of it to adopt.
     if (!this.#mm.isCarvedOut(pa)) this.#mm.adopt(pa, order);
+  }
+
+  restoreRecord(pa: number, lengthBytes: number): boolean {
+    const released = this.incoming?.releaseRecord(pa, lengthBytes) ?? null;
+    if (released === null)
+      throw new KernelError(
+        "EINVAL",
+        "restore",
+        `${hex(pa)}+${hex(lengthBytes)} is no claimed record, or was restored before`,
+      );
+    if (released.isLast) this.restore(alignDown(pa, PAGE_SIZE), 0);
+    return released.isLast;
   }
 
   unrestoredPages(): number {

@@ -3,7 +3,7 @@
  *
  * Why: a device whose bus number, BAR or bridge window is not where the previous kernel left it must not be taken over; so
  * what the handover says is compared with the hardware before anything of it is believed.
- * Rules, each refused by the name of the field: the block is preserved and of the order that `count` asks for; records are
+ * Rules, each refused by the name of the field: all of it is in a preserved record of its own; functions are
  * sorted and unique; a preserved function exists with that identity, command, BARs and (a bridge) bus numbers and
  * windows; its BARs are aligned, inside firmware's window of its segment, and overlap no other preserved one;
  * the bridges above it are preserved, as often as all below them together.
@@ -11,6 +11,7 @@
  * @module
  */
 import { HandoverError } from "../../abi/handover-error.ts";
+import { KHO_RECORD_ALIGN_BYTES } from "../../abi/kho-record.ts";
 import {
   busOf,
   PCI_COMMAND,
@@ -32,11 +33,11 @@ import {
   PCI_FUNCTION_SER,
   PCI_LUO_FUNCTIONS_MAX,
   PCI_SER,
-  pciSerOrder,
+  pciSerBytes,
 } from "../../abi/pci-luo.ts";
 import type { ValueOf } from "../../abi/struct.ts";
 import type { WordWriter } from "../../abi/words.ts";
-import { hex } from "../../base/units.ts";
+import { hex, isAligned } from "../../base/units.ts";
 import type { Firmware, MemoryRange } from "../../machine/machine.ts";
 import { apart, type IncomingMemory } from "../kho/incoming.ts";
 import { type BarShape, barAddress, barCount, barShapes, unsizedBar } from "./base-address.ts";
@@ -70,9 +71,9 @@ export interface PciHardware {
 
 /** A handover's PCI part, checked. */
 export interface HandedOverPci {
-  /** The block that held it. */
+  /** The record that held it. */
   readonly pa: number;
-  readonly order: number;
+  readonly lengthBytes: number;
   /** All functions of the previous kernel, sorted. */
   readonly records: readonly FunctionRecord[];
 }
@@ -96,7 +97,7 @@ const BRIDGE_ONLY = [
   "pref_limit_upper",
 ] as const;
 
-/** Writes all functions, as they are in hardware now, into a block of `pciSerOrder(devices.length)`. */
+/** Writes all functions, as they are in hardware now, into a record of `pciSerBytes(devices.length)`. */
 export function writeFunctions(
   memory: WordWriter,
   pa: number,
@@ -112,9 +113,9 @@ export function writeFunctions(
 }
 
 /**
- * Reads and checks what the previous kernel left, and claims its block. Reads hardware, writes nothing.
+ * Reads and checks what the previous kernel left, and claims its record. Reads hardware, writes nothing.
  *
- * @param data - physical address of the block; untrusted
+ * @param data - physical address of the record; untrusted
  * @param field - how to name the place in errors
  * @param hardware - null: there is none to compare with
  * @param windows - of all segments; null: not known
@@ -127,7 +128,7 @@ export function decodeFunctions(
   hardware: PciHardware | null,
   windows = hardware?.firmware.mmioWindows ?? null,
 ): HandedOverPci {
-  const { pa, order, count } = claimBlock(incoming, data, field);
+  const { pa, lengthBytes, count } = claimAll(incoming, data, field);
   const records: FunctionRecord[] = [];
   for (let i = 0; i < count; i++) {
     const at = `${field}: pci_function_ser[${i}]`;
@@ -152,17 +153,17 @@ export function decodeFunctions(
   const isRootBus = (segment: number, bus: number) =>
     hardware === null ? bus === 0 : hardware.access.isRootBus(segment, bus);
   apart(incoming, { pa }, () => checkBridges(isRootBus, records, field));
-  return { pa, order, records };
+  return { pa, lengthBytes, records };
 }
 
-function claimBlock(
+function claimAll(
   incoming: IncomingMemory,
   data: bigint,
   field: string,
-): { pa: number; order: number; count: number } {
+): { pa: number; lengthBytes: number; count: number } {
   const pa = Number(data);
-  if (!incoming.isPreserved(pa, PCI_SER.sizeBytes) || pa % 4096 !== 0)
-    throw new HandoverError(`${field}: data`, `${hex(data)} is not a preserved page`);
+  if (!isAligned(pa, KHO_RECORD_ALIGN_BYTES) || !incoming.isPreserved(pa, KHO_RECORD_ALIGN_BYTES))
+    throw new HandoverError(`${field}: data`, `${hex(data)} is not a preserved record`);
   const { count, record_bytes } = PCI_SER.read(incoming.memory, pa);
   if (record_bytes !== PCI_FUNCTION_SER.sizeBytes)
     throw new HandoverError(
@@ -174,9 +175,9 @@ function claimBlock(
       `${field}: pci_ser.count`,
       `${count} is above ${PCI_LUO_FUNCTIONS_MAX}`,
     );
-  const order = pciSerOrder(count);
-  incoming.claim(pa, order, `${field}: pci_ser`);
-  return { pa, order, count };
+  const lengthBytes = pciSerBytes(count);
+  incoming.claimRecord(pa, lengthBytes, `${field}: pci_ser`);
+  return { pa, lengthBytes, count };
 }
 
 /** What a record must fulfil by itself. */

@@ -3,11 +3,11 @@
  *
  * Lifecycle of a boot:  cold: enumerate().  After a live update: flb.decode → flb.adopt, which takes the hierarchy over as it
  *   is; enumerate() is then already done.
- * Lifecycle of an update:  flb.preserve (one block for all functions) → preserve(function) → flb.freeze (registers as they
+ * Lifecycle of an update:  flb.preserve (one record for all functions) → preserve(function) → flb.freeze (registers as they
  *   are at the end) → shutdown() → kexec.
  * Invariants:
  *   - a bridge is preserved as often as all functions below it
- *   - after flb.preserve nothing can fail for lack of memory: its block has room for all functions
+ *   - after flb.preserve nothing can fail for lack of memory: its record has room for all functions
  *   - from adoption on, no bus number, BAR or window of what is incoming is ever written
  * Source: the lifecycle of Linux's liveupdate FLBs (Linux 7.3 include/linux/liveupdate.h) and of its PCI core's part,
  *   queued for 7.4
@@ -15,16 +15,14 @@
  */
 
 import { busOf, PCI_COMMAND_MASTER } from "../../abi/pci.ts";
-import { PCI_LUO_COMPATIBLE, PCI_LUO_FUNCTIONS_MAX, pciSerOrder } from "../../abi/pci-luo.ts";
+import { PCI_LUO_COMPATIBLE, PCI_LUO_FUNCTIONS_MAX, pciSerBytes } from "../../abi/pci-luo.ts";
 import { assert } from "../../base/assert.ts";
 import { KernelError } from "../../base/errno.ts";
 import type { FaultInjector } from "../../base/fault-injector.ts";
-import { withUndo } from "../../base/undo.ts";
 import type { Machine } from "../../machine/machine.ts";
-import type { KexecHandover } from "../kho/handover.ts";
 import type { IncomingMemory } from "../kho/incoming.ts";
+import type { RecordPages } from "../kho/record-pages.ts";
 import type { FileLifecycleBound } from "../liveupdate/file-handler.ts";
-import type { PageAllocator } from "../mm/page-allocator.ts";
 import { AskedFunctions } from "./asked-functions.ts";
 import { ConfigAccess } from "./config-access.ts";
 import type { PciDevice } from "./device.ts";
@@ -35,8 +33,7 @@ import { inherit } from "./inherit.ts";
 
 export interface PciDependencies {
   readonly machine: Pick<Machine, "memory" | "mmio" | "firmware">;
-  readonly mm: PageAllocator;
-  readonly kho: KexecHandover;
+  readonly records: RecordPages;
   readonly faults: FaultInjector;
 }
 
@@ -47,8 +44,8 @@ export class PciCore implements PciRoot {
   #warnings: readonly string[] = [];
   #isEnumerated = false;
   #incoming: AskedFunctions | null = null;
-  /** The handover's block of this kernel, while any file that needs it is preserved. */
-  #outgoing: { readonly pa: number; readonly order: number } | null = null;
+  /** The handover's record of this kernel, while any file that needs it is preserved. */
+  #outgoing: { readonly pa: number; readonly lengthBytes: number } | null = null;
 
   constructor(deps: PciDependencies) {
     this.#deps = deps;
@@ -135,7 +132,6 @@ export class PciCore implements PciRoot {
   };
 
   #preserveState(): bigint {
-    const { mm, kho } = this.#deps;
     assert(this.#outgoing === null, "the PCI FLB is preserved once");
     const count = this.#devices.length;
     if (count > PCI_LUO_FUNCTIONS_MAX)
@@ -144,33 +140,25 @@ export class PciCore implements PciRoot {
         "pci preserve",
         `${count} functions; a handover holds ${PCI_LUO_FUNCTIONS_MAX}`,
       );
-    const order = pciSerOrder(count);
-    const pa = withUndo((undo) => {
-      const block = mm.alloc(order);
-      undo(() => mm.free(block, order));
-      kho.preserve(block, order);
-      return block;
-    });
-    this.#outgoing = { pa, order };
+    const lengthBytes = pciSerBytes(count);
+    const pa = this.#deps.records.alloc(lengthBytes);
+    this.#outgoing = { pa, lengthBytes };
     return BigInt(pa);
   }
 
   #unpreserveState(): void {
-    const { mm, kho } = this.#deps;
     assert(this.#outgoing !== null, "the PCI FLB is preserved");
-    const { pa, order } = this.#outgoing;
+    const { pa, lengthBytes } = this.#outgoing;
     this.#outgoing = null;
-    kho.unpreserve(pa, order);
-    mm.free(pa, order);
+    this.#deps.records.free(pa, lengthBytes);
   }
 
   #adopt(state: HandedOverPci): void {
-    const { kho, mm, machine } = this.#deps;
+    const { records, machine } = this.#deps;
     assert(!this.#isEnumerated, "a handover is adopted before anything is enumerated");
     this.#take(inherit(this.#access, machine.firmware, state.records));
-    // Every word of it is in `state`: the block is ordinary memory again.
-    kho.restore(state.pa, state.order);
-    mm.free(state.pa, state.order);
+    // Every word of it is in `state`.
+    records.release(state.pa, state.lengthBytes);
   }
 
   #take(found: Enumeration): void {

@@ -13,7 +13,7 @@ import {
   type VfioPciSer,
   vfio_pci_ser,
 } from "../../abi/vfio-luo.ts";
-import { hex, isAligned, PAGE_SIZE } from "../../base/units.ts";
+import { hex } from "../../base/units.ts";
 import type { DecodedIommufd } from "../iommufd/handed-over.ts";
 import type { IncomingMemory } from "../kho/incoming.ts";
 import type { DecodedSessionView, FileDecoder } from "../liveupdate/file-handler.ts";
@@ -46,9 +46,7 @@ export function decodeVfioDevice(
 ): DecodedVfioDevice {
   const name = (member: string) => `${field} vfio_pci_ser.${member}`;
   const pa = Number(data);
-  if (!isAligned(pa, PAGE_SIZE) || !incoming.isPreserved(pa, PAGE_SIZE))
-    throw new HandoverError(`${field} data`, `${hex(data)} is no preserved page`);
-  incoming.claim(pa, 0, `${field} data`);
+  incoming.claimRecord(pa, vfio_pci_ser.sizeBytes, `${field} data`);
   const ser = vfio_pci_ser.read(incoming.memory, pa);
   const has = (flag: number) => (ser.flags & flag) !== 0;
   if (

@@ -2,6 +2,7 @@ import assert from "node:assert/strict";
 import { test } from "node:test";
 import { HandoverError } from "../../abi/handover-error.ts";
 import { iommufd_area_ser, iommufd_hwpt_ser, iommufd_ser } from "../../abi/iommufd-luo.ts";
+import { KHO_RECORD_ALIGN_BYTES } from "../../abi/kho-record.ts";
 import type { Struct } from "../../abi/struct.ts";
 import { VFIO_PCI_FLAGS_ALL, vfio_pci_ser } from "../../abi/vfio-luo.ts";
 import { isKernelError, KernelError } from "../../base/errno.ts";
@@ -794,11 +795,11 @@ function refusesEachField(index: number, token: bigint, cases: readonly FieldCas
   TestKernel.enter(hardware, parameters).boot();
 }
 
-/** Where a preserved file's record lies: found by its content, as the first words of some preserved page. */
+/** Where a preserved file's record lies: found by its content, in some preserved page. */
 function recordOf(kernel: TestKernel, token: bigint): number {
   const { ram } = kernel.hardware;
-  for (let pa = MIB; pa < 32 * MIB; pa += PAGE_SIZE) {
-    if (!kernel.kho.isPreserved(pa, 0)) continue;
+  for (let pa = MIB; pa < 32 * MIB; pa += KHO_RECORD_ALIGN_BYTES) {
+    if (!kernel.kho.isPreserved(pa - (pa % PAGE_SIZE), 0)) continue;
     if (token === TOKEN.device) {
       const ser = vfio_pci_ser.read(ram, pa);
       if (ser.vendor_id === 0x1234 && ser.device_id === 0x5678) return pa;

@@ -26,8 +26,8 @@ import type { Machine, PhysicalMemory } from "../../machine/machine.ts";
 import { IommufdFile } from "../iommufd/file.ts";
 import type { Iommufd } from "../iommufd/iommufd.ts";
 import type { IommufdFileHandler } from "../iommufd/live-update.ts";
-import type { KexecHandover } from "../kho/handover.ts";
 import type { IncomingMemory } from "../kho/incoming.ts";
+import type { RecordPages } from "../kho/record-pages.ts";
 import type {
   DecodedSessionView,
   FileHandler,
@@ -36,7 +36,6 @@ import type {
   PreserveArgs,
   RetrieveArgs,
 } from "../liveupdate/file-handler.ts";
-import type { PageAllocator } from "../mm/page-allocator.ts";
 import { ConfigAccess } from "../pci/config-access.ts";
 import { PciDevice } from "../pci/device.ts";
 import { type PciFunction, type PciRoot, pciName } from "../pci/function.ts";
@@ -49,7 +48,6 @@ import type { VfioPci } from "./vfio-pci.ts";
 
 const PRESERVE = "LIVEUPDATE_SESSION_PRESERVE_FD";
 const RETRIEVE = "LIVEUPDATE_SESSION_RETRIEVE_FD";
-const ORDER = 0;
 
 export class VfioPciFileHandler implements FileHandler<DecodedVfioDevice> {
   readonly compatible = VFIO_PCI_LUO_COMPATIBLE;
@@ -59,8 +57,7 @@ export class VfioPciFileHandler implements FileHandler<DecodedVfioDevice> {
   readonly #iommufdHandler: IommufdFileHandler;
   readonly #pci: PciRoot;
   readonly #memory: PhysicalMemory;
-  readonly #mm: PageAllocator;
-  readonly #kho: KexecHandover;
+  readonly #records: RecordPages;
   /** Finds functions before the PCI core has any: decoders run first. */
   readonly #config: ConfigAccess;
   /** Functions that one handover has named so far. */
@@ -75,8 +72,7 @@ export class VfioPciFileHandler implements FileHandler<DecodedVfioDevice> {
     readonly pci: PciRoot;
     readonly pciFlb: FileLifecycleBound;
     readonly machine: Pick<Machine, "memory" | "mmio" | "firmware">;
-    readonly mm: PageAllocator;
-    readonly kho: KexecHandover;
+    readonly records: RecordPages;
   }) {
     const { machine } = dependencies;
     this.#vfio = dependencies.vfio;
@@ -85,8 +81,7 @@ export class VfioPciFileHandler implements FileHandler<DecodedVfioDevice> {
     this.#pci = dependencies.pci;
     this.#config = new ConfigAccess(machine.mmio, machine.firmware.ecams);
     this.#memory = machine.memory;
-    this.#mm = dependencies.mm;
-    this.#kho = dependencies.kho;
+    this.#records = dependencies.records;
     this.flbs = [dependencies.pciFlb, dependencies.vfio.iommu.flb];
   }
 
@@ -121,11 +116,9 @@ export class VfioPciFileHandler implements FileHandler<DecodedVfioDevice> {
         this.#vfio.iommu.preserveDevice(device.pci);
         undo(() => this.#vfio.iommu.unpreserveDevice(device.pci));
       }
-      const pa = this.#mm.alloc(ORDER);
-      undo(() => this.#mm.free(pa, ORDER));
+      const pa = this.#records.alloc(vfio_pci_ser.sizeBytes);
+      undo(() => this.#records.free(pa, vfio_pci_ser.sizeBytes));
       this.#write(pa, device, iommufdToken, hwptIndex);
-      this.#kho.preserve(pa, ORDER);
-      undo(() => this.#kho.unpreserve(pa, ORDER));
       this.#vfio.faults.point("vfio.preserve:done");
       device.isPreserved = true;
       iommufd.context.setDevicePreserved(handle, true);
@@ -138,8 +131,7 @@ export class VfioPciFileHandler implements FileHandler<DecodedVfioDevice> {
     const { device } = file;
     device.iommufd.context.setDevicePreserved(device.handle, false);
     device.isPreserved = false;
-    this.#kho.unpreserve(Number(data), ORDER);
-    this.#mm.free(Number(data), ORDER);
+    this.#records.free(Number(data), vfio_pci_ser.sizeBytes);
     if (!device.isNoiommu) this.#vfio.iommu.unpreserveDevice(device.pci);
     this.#pci.unpreserve(device.pci);
   }
@@ -250,7 +242,6 @@ export class VfioPciFileHandler implements FileHandler<DecodedVfioDevice> {
       this.#pci.finish(pci);
     }
     this.#iommufd.freeUnowned();
-    this.#kho.restore(data.pa, ORDER);
-    this.#mm.free(data.pa, ORDER);
+    this.#records.release(data.pa, vfio_pci_ser.sizeBytes);
   }
 }

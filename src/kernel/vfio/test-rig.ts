@@ -37,6 +37,7 @@ import { Iommufd } from "../iommufd/iommufd.ts";
 import { IommufdFileHandler } from "../iommufd/live-update.ts";
 import { IncomingHandover } from "../kho/incoming-handover.ts";
 import { Kho } from "../kho/kho.ts";
+import { RecordPages } from "../kho/record-pages.ts";
 import { Scratch } from "../kho/scratch.ts";
 import { LiveUpdate } from "../liveupdate/live-update.ts";
 import { BuddyAllocator } from "../mm/buddy-allocator.ts";
@@ -221,7 +222,8 @@ export class TestKernel {
       },
     };
     const pages = { memory, mm, kho, faults };
-    this.pci = new PciCore({ machine, mm, kho, faults });
+    const records = new RecordPages(pages);
+    this.pci = new PciCore({ machine, records, faults });
     this.iommu = new VtdIommu({ machine, mm, kho, faults, superpages: true });
     this.vectors = new VectorAllocator(interrupts);
     this.vfio = new VfioPci({
@@ -238,11 +240,11 @@ export class TestKernel {
     this.luo = new LiveUpdate(pages);
     this.luo.registerHandler(new MemfdHandler(pages, this.shmem));
     const { iommufd, pci, vfio } = this;
-    const iommufdHandler = new IommufdFileHandler({ iommufd, memory, mm, kho });
+    const iommufdHandler = new IommufdFileHandler({ iommufd, memory, records });
     this.luo.registerHandler(iommufdHandler);
     const pciFlb = pci.flb;
     this.luo.registerHandler(
-      new VfioPciFileHandler({ vfio, iommufd, iommufdHandler, pci, pciFlb, machine, mm, kho }),
+      new VfioPciFileHandler({ vfio, iommufd, iommufdHandler, pci, pciFlb, machine, records }),
     );
   }
 
