@@ -112,7 +112,7 @@ export class VirtualMachine implements RestoredVm {
 
   /**
    * Builds a VM and boots its guest.
-   * @throws {KernelError} EEXIST when the memory file exists; ENOMEM; EBUSY when the device is in use; whatever the
+   * @throws {KernelError} EEXIST when the memory file exists; ENOMEM; EINVAL when the device is in use; whatever the
    *   calls of the chain throw. Nothing is left behind.
    */
   static create(host: Host, spec: VmSpec, boot: GuestFactory): VirtualMachine {
@@ -398,6 +398,12 @@ function guestMachine(
     memory,
     device: bar,
     dmaAddress(offset, lengthBytes) {
+      if (offset < LOW_MEMORY_END && offset + lengthBytes > LOW_MEMORY_END)
+        throw new KernelError(
+          "EINVAL",
+          "dma",
+          "memory is not contiguous around the hole below 4 GiB",
+        );
       const gpa = offset < LOW_MEMORY_END ? offset : offset + HIGH_MEMORY_START - LOW_MEMORY_END;
       if (!spec.noiommu) return gpa;
       if (memoryMap !== undefined) return physicalOf(memoryMap, offset, lengthBytes);
