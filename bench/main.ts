@@ -6,6 +6,7 @@
  */
 import { blackoutRows } from "./blackout.ts";
 import { handoverRows } from "./handover-size.ts";
+import { inspectRows } from "./inspect.ts";
 import { residentMemory, updateRows } from "./live-update.ts";
 import { mapRows, unitRows, walkRows } from "./page-tables.ts";
 import { referenceRates } from "./reference.ts";
@@ -27,6 +28,7 @@ const sections: readonly [title: string, measure: () => Row[]][] = [
   ["(c) a live update of one VM: preserve + freeze + boot + restore + swap", updateRows],
   ["(d) a handover beside guest memory and page tables, of its budget", handoverRows],
   ["(e) the blackout of the live machine, medians", () => blackout],
+  ["(f) holdfast inspect: 1 GiB, 10,000 preserved extents, found by search", inspectRows],
 ];
 
 let ok = true;
