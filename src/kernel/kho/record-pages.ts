@@ -16,6 +16,7 @@ import type { PhysicalMemory } from "../../machine/machine.ts";
 import type { PageAllocator } from "../mm/page-allocator.ts";
 import type { KexecHandover } from "./handover.ts";
 
+const REST = 255;
 const UNITS_PER_PAGE = PAGE_SIZE / KHO_RECORD_ALIGN_BYTES;
 
 /** What it is made of and with. */
@@ -32,7 +33,7 @@ export class RecordPages {
   readonly #mm: PageAllocator;
   readonly #kho: KexecHandover;
   readonly #faults: FaultInjector;
-  /** Shared pages: 1 for each unit that a record takes. */
+  /** Shared pages: for each unit 0 when it is free, how many a record takes at its first, {@link REST} at the others. */
   readonly #pages = new Map<number, Uint8Array>();
 
   constructor({ memory, mm, kho, faults }: RecordPagesOptions) {
@@ -69,15 +70,12 @@ export class RecordPages {
       return;
     }
     const page = alignDown(pa, PAGE_SIZE);
-    const used = this.#pages.get(page);
+    const used = this.#pages.get(page) ?? new Uint8Array();
     const first = (pa - page) / KHO_RECORD_ALIGN_BYTES;
     const units = alignUp(lengthBytes, KHO_RECORD_ALIGN_BYTES) / KHO_RECORD_ALIGN_BYTES;
-    assert(
-      used?.subarray(first, first + units).every((one) => one === 1) === true,
-      () => `${hex(pa)} is a record`,
-    );
+    assert(used[first] === units, () => `${hex(pa)} is a record of ${lengthBytes} bytes`);
     used.fill(0, first, first + units);
-    if (used.includes(1)) return;
+    if (used.some((unit) => unit !== 0)) return;
     this.#pages.delete(page);
     this.#freeBlock(page, 0);
   }
@@ -96,7 +94,8 @@ export class RecordPages {
   }
 
   #take(page: number, used: Uint8Array, first: number, units: number): number {
-    used.fill(1, first, first + units);
+    used.fill(REST, first, first + units);
+    used[first] = units;
     const pa = page + first * KHO_RECORD_ALIGN_BYTES;
     // What was there before is nobody's business.
     this.#memory.fill(pa, units * KHO_RECORD_ALIGN_BYTES, 0);
