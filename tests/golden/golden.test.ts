@@ -23,7 +23,10 @@ import { IMAGE, MOUNT_POINT } from "../support/failure-rig.ts";
 import { HandoverProbe } from "../support/handover-probe.ts";
 import { type Golden, readGolden, replayGolden } from "./blob.ts";
 
-const DIRECTORY = fileURLToPath(new URL(".", import.meta.url));
+/** Compiling copies no blobs. */
+const DIRECTORY = fileURLToPath(
+  new URL(import.meta.url.endsWith(".ts") ? "." : "../../../tests/golden/", import.meta.url),
+);
 const BLOBS = readdirSync(DIRECTORY).filter((name) => name.endsWith(".bin.gz"));
 const BLOB_BYTES_MAX = 200 * 1024;
 
