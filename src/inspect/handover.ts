@@ -16,13 +16,14 @@ import {
 import { IOMMUFD_LUO_COMPATIBLE } from "../abi/iommufd-luo.ts";
 import {
   type KexecMetadata,
+  KHO_KEXEC_METADATA,
   KHO_METADATA_NODE_NAME,
   readKexecMetadata,
 } from "../abi/kexec-metadata.ts";
 import { decodeKhoFdt, type KhoFdt, type KhoScratch, readScratch } from "../abi/kho.ts";
-import { LUO_KHO_ENTRY_NAME } from "../abi/luo.ts";
+import { LUO_KHO_ENTRY_NAME, LUO_SER } from "../abi/luo.ts";
 import { MEMFD_LUO_FH_COMPATIBLE, MEMFD_LUO_SER } from "../abi/memfd.ts";
-import { MEMFS_FILE_COMPATIBLE, MEMFS_SUBTREE } from "../abi/memfs.ts";
+import { MEMFS_FILE_COMPATIBLE, MEMFS_ROOT, MEMFS_SUBTREE } from "../abi/memfs.ts";
 import { PCI_LUO_COMPATIBLE } from "../abi/pci-luo.ts";
 import { VFIO_PCI_LUO_COMPATIBLE, vfio_pci_ser } from "../abi/vfio-luo.ts";
 import { ByteWords } from "../abi/words.ts";
@@ -321,7 +322,7 @@ class HandoverReader {
     const bytes = new Uint8Array(subtree.sizeBytes);
     this.#image.read(subtree.pa, bytes);
     return (
-      apart(memory, { pa: subtree.pa }, () =>
+      apart(memory, { pa: subtree.pa, struct: KHO_KEXEC_METADATA }, () =>
         readKexecMetadata(new ByteWords(bytes), subtree.sizeBytes),
       ) ?? null
     );
@@ -331,7 +332,7 @@ class HandoverReader {
     const subtree = fdt.subtrees.find(({ name }) => name === MEMFS_SUBTREE);
     if (subtree === undefined) return null;
     const field = `fdt:/${MEMFS_SUBTREE}`;
-    return apart(memory, { pa: subtree.pa }, () =>
+    return apart(memory, { pa: subtree.pa, struct: MEMFS_ROOT }, () =>
       decodeMemfs(memory, subtree.pa, subtree.sizeBytes, field),
     );
   }
@@ -340,7 +341,7 @@ class HandoverReader {
     const blob = fdt.subtrees.find(({ name }) => name === LUO_KHO_ENTRY_NAME);
     if (blob === undefined) return null;
     const formats = this.#formats();
-    return apart(memory, { pa: blob.pa }, () =>
+    return apart(memory, { pa: blob.pa, struct: LUO_SER }, () =>
       decodeLiveUpdate(
         memory,
         blob,

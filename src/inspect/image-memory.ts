@@ -44,8 +44,9 @@ export class ImageMemory implements IncomingMemory {
     this.problems = problems;
   }
 
+  readonly places: Place[] = [];
   readonly report = (error: HandoverError, place: Place): void => {
-    this.problems.addError(error, place);
+    this.problems.addError(error, ...this.places, place);
   };
 
   isPreserved(pa: number, lengthBytes: number): boolean {
@@ -101,6 +102,6 @@ export class ImageMemory implements IncomingMemory {
         : `${hex(pa)} was preserved with order ${found}, not ${order}`,
     );
     if (this.#strays++ >= STRAY_CLAIMS_MAX) throw error;
-    this.problems.addError(error, { pa });
+    this.problems.addError(error, ...this.places);
   }
 }

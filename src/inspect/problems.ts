@@ -33,18 +33,26 @@ export class Problems {
     this.list.push(problem);
   }
 
-  /** A rule that a decoder found broken in the structure at `place`. */
-  addError(error: HandoverError, place: Place | null): void {
+  /**
+   * A rule that a decoder found broken.
+   * @param places - structures that were being read, the innermost last
+   */
+  addError(error: HandoverError, ...places: readonly Place[]): void {
     this.add({
-      address: place === null ? null : place.pa + fieldOffset(error.field, place),
+      address: fieldAddress(error.field, places),
       field: error.field,
       problem: error.message.slice(PREFIX.length + error.field.length + 2),
     });
   }
 }
 
-/** Offset of the field that a message names last ("luo_session_ser[3].count"), 0 where it names none. */
-function fieldOffset(field: string, { struct }: Place): number {
+/**
+ * Address of the field that a message names last ("luo_session_ser[3].count"): in the innermost structure that has such a
+ * field; where none has, of the innermost structure.
+ */
+function fieldAddress(field: string, places: readonly Place[]): number | null {
   const name = /([A-Za-z0-9_]+)(\[\d+\])?$/.exec(field)?.[1] ?? "";
-  return struct !== undefined && Object.hasOwn(struct.offset, name) ? struct.offset[name] : 0;
+  for (const { pa, struct } of places.toReversed())
+    if (struct !== undefined && Object.hasOwn(struct.offset, name)) return pa + struct.offset[name];
+  return places.at(-1)?.pa ?? null;
 }

@@ -51,6 +51,8 @@ suite("an image of a damaged handover", () => {
     const folder = mkdtempSync(join(tmpdir(), "holdfast-damaged-"));
     const path = join(folder, "image");
     const disagreed: string[] = [];
+    /** How near to the wrong field the addresses of problems are: of it, in its page, elsewhere. */
+    const nearness = { exact: 0, near: 0, far: 0 };
     let tried = 0;
     let wrong = 0;
     const rig = new FailureRig({ seed: SEED, vms: 1, memoryBytes: 8 * MIB, userspace });
@@ -60,6 +62,7 @@ suite("an image of a damaged handover", () => {
       const image = new DamagedImage(path);
       assert.deepEqual(look(path).problems.list, [], "the image is whole");
       tryFields(ram, parameters, image);
+      trySeveral(ram, parameters, image);
       tryRandomBytes(ram, parameters, image);
       image.close();
       return parameters;
@@ -70,6 +73,11 @@ suite("an image of a damaged handover", () => {
       rmSync(folder, { recursive: true });
     }
     t.diagnostic(`${tried} wrong values, ${wrong} of them refused by the kernel`);
+    const { exact, near, far } = nearness;
+    t.diagnostic(
+      `address of a problem: ${exact} of the field, ${near} in its page, ${far} elsewhere`,
+    );
+    assert.ok(exact > far && exact + near > 4 * far, JSON.stringify(nearness));
     assert.deepEqual(disagreed, []);
     assert.ok(wrong > 300, `${wrong}`);
 
@@ -94,6 +102,14 @@ suite("an image of a damaged handover", () => {
           ram.write(field.pa, old);
           const found = image.with(field.pa, bytes, () => lookAtAll(path, what));
           assert.notEqual(kernel.kind, "broken", what);
+          if (found.problems.length > 0) {
+            const addresses = found.problems.map((p) => Number(p.address));
+            const isExact = addresses.some(
+              (pa) => pa >= field.pa && pa < field.pa + field.sizeBytes,
+            );
+            const isNear = addresses.some((pa) => Math.abs(pa - field.pa) < 4096);
+            nearness[isExact ? "exact" : isNear ? "near" : "far"]++;
+          }
           if (kernel.kind === "refused") wrong++;
           if (kernel.kind === "refused" && found.problems.length === 0) {
             if (!OF_HARDWARE.test(kernel.message))
@@ -102,6 +118,30 @@ suite("an image of a damaged handover", () => {
             disagreed.push(`${what}: only the inspector says ${JSON.stringify(found.problems)}`);
         }
       }
+    }
+
+    /** Where a kernel names the first, all are named, each by the field's own address. */
+    function trySeveral(ram: Ram, parameters: BootParameters, image: DamagedImage): void {
+      assert.ok(parameters.kho !== null);
+      const fields = handoverFields(ram, parameters.kho);
+      const places = [
+        "iommu_device_ser.reserved",
+        "pci_function_ser.header_type",
+        "luo_session.luo_file vfio_pci_ser.reserved",
+        "luo_session.luo_file memfd_luo_ser.flags",
+        "luo_session_ser.count",
+        "memfs_inode.flags",
+      ].map((kind) => {
+        const field = fields.find((one) => one.kind === kind);
+        assert.ok(field !== undefined, kind);
+        return field.pa;
+      });
+      const damage = (rest: readonly number[]): readonly (string | null)[] =>
+        rest.length === 0
+          ? lookAtAll(path, "several fields").problems.map(({ address }) => address)
+          : image.with(rest[0], Uint8Array.of(0xee), () => damage(rest.slice(1)));
+      const found = damage(places);
+      for (const pa of places) assert.ok(found.includes(`0x${pa.toString(16)}`), `${pa}: ${found}`);
     }
 
     function tryRandomBytes(ram: Ram, parameters: BootParameters, image: DamagedImage): void {

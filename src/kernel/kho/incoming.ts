@@ -36,6 +36,8 @@ export interface IncomingMemory {
    * (src/inspect). A kernel has none: it refuses the whole by the first broken rule.
    */
   readonly report?: (error: HandoverError, place: Place) => void;
+  /** Of the same reader: the parts that are being decoded, the innermost last. Kept by {@link apart}. */
+  readonly places?: Place[];
 }
 
 /** A structure in memory: where it is, and the offsets of its fields if it is one of `abi`. */
@@ -52,11 +54,14 @@ export interface Place {
  */
 export function apart<T>(incoming: IncomingMemory, place: Place, decode: () => T): T | null {
   if (incoming.report === undefined) return decode();
+  incoming.places?.push(place);
   try {
     return decode();
   } catch (error) {
     if (!(error instanceof HandoverError)) throw error;
     incoming.report(error, place);
     return null;
+  } finally {
+    incoming.places?.pop();
   }
 }

@@ -45,6 +45,9 @@ export interface DecodedFolios {
   readonly isStale: Uint8Array;
 }
 
+/** Where the parts of a memfd_luo_folio_ser lie, for reports. */
+const FOLIO_SER = { offset: { pfn: 0, flags: 6, index: 8 } };
+
 /**
  * @param data - what the file handler handed over: the address of a memfd_luo_ser; untrusted
  * @throws {HandoverError}
@@ -131,7 +134,7 @@ function decodeFolios(
     const offset = i * MEMFD_LUO_FOLIO_SER_BYTES;
     const at = array.pages[Math.floor(offset / blockBytes)] + (offset % blockBytes);
     if (incoming.report === undefined) take(i, at);
-    else apart(incoming, { pa: at }, () => take(i, at));
+    else apart(incoming, { pa: at, struct: FOLIO_SER }, () => take(i, at));
   }
   return { count, pa, index, order, isStale };
 }
