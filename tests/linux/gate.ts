@@ -33,9 +33,12 @@ const HEADER_MAGIC = 0x202;
 const BOOT_PARAMS_SETUP_DATA = 0x250;
 const SETUP_KEXEC_KHO = 10;
 const SETUP_DATA_MAX = 32;
+const SETUP_DATA_BYTES = 16;
 
 /** What the old kernel tells the new one (struct kho_data). */
 export interface KhoData {
+  /** Where the new one reads this. */
+  readonly pa: number;
   readonly fdtAddr: number;
   readonly fdtSize: number;
   readonly scratchAddr: number;
@@ -112,6 +115,19 @@ export function openGate(ram: string, gate: number): void {
   }
 }
 
+/** Tells the kernel at the gate of another FDT. */
+export function writeFdtAddress(ram: string, kho: KhoData, fdtAddr: number, fdtSize: number): void {
+  const bytes = Buffer.alloc(16);
+  bytes.writeBigUInt64LE(BigInt(fdtAddr));
+  bytes.writeBigUInt64LE(BigInt(fdtSize), 8);
+  const fd = openSync(ram, "r+");
+  try {
+    writeSync(fd, bytes, 0, bytes.length, kho.pa);
+  } finally {
+    closeSync(fd);
+  }
+}
+
 /** Follows the boot parameters of the kernel at the gate. */
 export function readKhoData(ram: string, gate: number): KhoData {
   const fd = openSync(ram, "r");
@@ -128,10 +144,11 @@ export function readKhoData(ram: string, gate: number): KhoData {
       // { u64 next; u32 type; u32 len; data }
       if (Number(read64(at + 8) & 0xffff_ffffn) === SETUP_KEXEC_KHO)
         return {
-          fdtAddr: number(at + 16),
-          fdtSize: number(at + 24),
-          scratchAddr: number(at + 32),
-          scratchSize: number(at + 40),
+          pa: at + SETUP_DATA_BYTES,
+          fdtAddr: number(at + SETUP_DATA_BYTES),
+          fdtSize: number(at + SETUP_DATA_BYTES + 8),
+          scratchAddr: number(at + SETUP_DATA_BYTES + 16),
+          scratchSize: number(at + SETUP_DATA_BYTES + 24),
         };
       at = number(at);
     }

@@ -4,8 +4,9 @@
  * @module
  */
 import assert from "node:assert/strict";
+import { readScratch } from "../../src/abi/kho.ts";
 import { LINUX_REBOOT_CMD_KEXEC, LINUX_REBOOT_CMD_POWER_OFF } from "../../src/abi/uapi/reboot.ts";
-import { MIB } from "../../src/base/units.ts";
+import { MIB, PAGE_SIZE } from "../../src/base/units.ts";
 import { openImage } from "../../src/inspect/image/open-image.ts";
 import { saveImage } from "../../src/inspect/image/save-image.ts";
 import { boot } from "../../src/kernel/boot.ts";
@@ -13,6 +14,7 @@ import type { Kernel } from "../../src/kernel/kernel.ts";
 import { RESTORES } from "../../src/kernel/restores.ts";
 import type { MachineConfig } from "../../src/machine/embedded/config.ts";
 import { DeterministicMachine } from "../../src/machine/embedded/deterministic.ts";
+import { keptRanges } from "../../src/machine/embedded/kexec-kept.ts";
 import type {
   BootParameters,
   KernelImage,
@@ -49,7 +51,7 @@ export interface OurRun {
  * @param image - where to write the memory between the two
  */
 export function handOverOnOurKernel(image: string): OurRun {
-  const { machine, module, run } = powerOn((kernel) => {
+  const { machine, run } = powerOn((kernel) => {
     const host = kernel.spawn();
     preserveAll(host);
     host.kexecFileLoad(`/boot/${IMAGE.name}`, COMMAND_LINE);
@@ -61,7 +63,7 @@ export function handOverOnOurKernel(image: string): OurRun {
     saveImage(image, ram, { update: 1, kho: parameters.kho, firmware: machine.firmware });
     return parameters;
   });
-  return run({ commandLine: COMMAND_LINE, kho: null }, module);
+  return run({ commandLine: COMMAND_LINE, kho: null });
 }
 
 /**
@@ -71,9 +73,58 @@ export function handOverOnOurKernel(image: string): OurRun {
  * @param kho - what Linux told its successor
  */
 export function takeOverFromLinux(image: string, kho: KhoBootParameters): OurRun {
-  const { machine, module, run } = powerOn(() => assert.fail("this is no cold boot"));
+  const { machine, run } = powerOn(null);
   copyRam(image, machine.ram);
-  return run({ commandLine: COMMAND_LINE, kho }, module);
+  return run({ commandLine: COMMAND_LINE, kho });
+}
+
+/** What one of our kernels hands over, in pieces of memory outside of scratch. */
+export interface OurHandover {
+  readonly kho: KhoBootParameters;
+  readonly pieces: readonly { readonly pa: number; readonly bytes: Uint8Array }[];
+}
+
+/**
+ * Boots our kernel into the memory that a Linux has left; it takes the sessions over, ends them, makes them all anew and
+ * jumps.
+ *
+ * @returns what it hands over; scratch areas are those of Linux
+ */
+export function passThroughOurKernel(image: string, kho: KhoBootParameters): OurHandover {
+  let handover: OurHandover | null = null;
+  const { machine, run } = powerOn((kernel) => {
+    const host = kernel.spawn();
+    finishAll(host, retrieveAll(host));
+    preserveAll(host);
+    host.kexecFileLoad(`/boot/${IMAGE.name}`, COMMAND_LINE);
+    return host.reboot(LINUX_REBOOT_CMD_KEXEC);
+  });
+  copyRam(image, machine.ram);
+  machine.onJump((ram, { parameters, problem }) => {
+    assert.equal(problem, null);
+    assert(parameters.kho !== null);
+    handover = { kho: parameters.kho, pieces: piecesOf(ram, parameters.kho) };
+    return parameters;
+  });
+  run({ commandLine: COMMAND_LINE, kho });
+  assert(handover !== null);
+  return handover;
+}
+
+/** Everything that survives a jump but scratch. */
+function piecesOf(ram: Ram, kho: KhoBootParameters): OurHandover["pieces"] {
+  const scratch = readScratch(ram, kho.scratchAddress, kho.scratchSizeBytes);
+  const isScratch = (pa: number) =>
+    scratch.some(({ addr, size }) => pa >= addr && pa < addr + size);
+  const pieces = [];
+  for (const { start, lengthBytes } of keptRanges(ram, kho).ranges)
+    for (let pa = start; pa < start + lengthBytes; pa += PAGE_SIZE) {
+      if (isScratch(pa)) continue;
+      const bytes = new Uint8Array(PAGE_SIZE);
+      ram.read(pa, bytes);
+      pieces.push({ pa, bytes });
+    }
+  return pieces;
 }
 
 /** What Linux told its successor, in our words. */
@@ -86,11 +137,14 @@ export function khoParameters(kho: KhoData): KhoBootParameters {
   };
 }
 
-/** A machine as large as the one that Linux runs on; `cold` is the userspace of a kernel without a handover. */
-function powerOn(cold: (kernel: Kernel) => never): {
+/**
+ * A machine as large as the one that Linux runs on.
+ *
+ * @param first - userspace of the first kernel; null: as of the last, which takes everything over and ends
+ */
+function powerOn(first: ((kernel: Kernel) => never) | null): {
   readonly machine: DeterministicMachine;
-  readonly module: KernelModule;
-  readonly run: (parameters: BootParameters, first: KernelModule) => OurRun;
+  readonly run: (parameters: BootParameters) => OurRun;
 } {
   const config: MachineConfig = {
     nodeBytes: [RAM_BYTES],
@@ -100,10 +154,11 @@ function powerOn(cold: (kernel: Kernel) => never): {
   const lines: string[] = [];
   let files: readonly ObservedFile[] = [];
   let leaks: OurRun["leaks"] | null = null;
+  let boots = 0;
   const module: KernelModule = {
     start(kernelMachine, parameters) {
       const kernel = boot(kernelMachine, parameters, { release: IMAGE.release });
-      if (parameters.kho === null) return cold(kernel);
+      if (boots++ === 0 && first !== null) return first(kernel);
       const host = kernel.spawn();
       const retrieved = retrieveAll(host);
       files = retrieved.files;
@@ -119,13 +174,13 @@ function powerOn(cold: (kernel: Kernel) => never): {
     onSerialLine: (line) => lines.push(line),
     eventsPerStep: 256,
   });
-  const run = (parameters: BootParameters, first: KernelModule): OurRun => {
-    const end = machine.run(first, parameters);
+  const run = (parameters: BootParameters): OurRun => {
+    const end = machine.run(module, parameters);
     assert.deepEqual(end, { kind: "powered-off", status: 0 }, lines.join("\n"));
     assert(leaks !== null, "a second kernel has run");
     return { files, leaks, lines };
   };
-  return { machine, module, run };
+  return { machine, run };
 }
 
 /** Copies what is not zero. */
