@@ -1,23 +1,15 @@
 /**
- * (d) What a handover takes beside guest memory and page tables, counted by the kernel when all is frozen; the page
- * tables are counted apart, by walking what the remapping unit's registers name.
+ * (d) What a handover takes beside guest memory and page tables, counted by the kernel when all is frozen; what takes how
+ * much of it is told by the next kernel's decoders.
  *
+ * Root and context tables are page tables too: hardware walks them, and pkernfs counted them so, whose
+ * `iommu/root-pgtables` file holds both.
  * Beside it: what upstream's memfd-v2 needs for the same files (16 bytes for each 4 KiB folio), and pkernfs (a 2 MiB
  * block of pointers for each file).
  * @module
  */
 import { O_CREAT, O_RDWR } from "../src/abi/uapi/fs.ts";
 import { LINUX_REBOOT_CMD_KEXEC } from "../src/abi/uapi/reboot.ts";
-import { RTADDR_REG } from "../src/abi/vtd/registers.ts";
-import {
-  addressWidthLevels,
-  CONTEXT_P,
-  contextAddressWidth,
-  contextEntryAddress,
-  ROOT_P,
-  rootEntryAddress,
-  tableAddress,
-} from "../src/abi/vtd/root-context.ts";
 import { assert } from "../src/base/assert.ts";
 import { formatBytes, GIB, KIB, MIB, PAGE_SIZE } from "../src/base/units.ts";
 import { fiemap } from "../src/host/fiemap.ts";
@@ -27,12 +19,11 @@ import { createSession, preserveFd } from "../src/host/liveupdate.ts";
 import * as vfio from "../src/host/vfio.ts";
 import { listVfioDevices } from "../src/host/vfio-devices.ts";
 import { boot } from "../src/kernel/boot.ts";
-import { forEachTable } from "../src/kernel/iommu/second-stage-walk.ts";
-import type { Kernel } from "../src/kernel/kernel.ts";
 import { RESTORES } from "../src/kernel/restores.ts";
 import { standardConfig } from "../src/machine/embedded/config.ts";
 import { InProcessMachine } from "../src/machine/embedded/in-process.ts";
-import type { KernelImage, Machine } from "../src/machine/machine.ts";
+import type { KernelImage } from "../src/machine/machine.ts";
+import { type BytesByOwner, bytesByOwner, CONTEXT_TABLES, PAGE_TABLES } from "./handover-owners.ts";
 import type { Row } from "./report.ts";
 
 const IMAGE: KernelImage = { name: "vmlinuz", entry: "bench", release: "b", restores: RESTORES };
@@ -90,28 +81,44 @@ const CASES: readonly Case[] = [
   })),
 ];
 
+/** What a frozen handover takes. */
+interface Measured {
+  /** Beside guest memory. */
+  readonly bytes: number;
+  readonly guestBytes: number;
+  readonly owners: BytesByOwner;
+}
+
 export function handoverRows(): Row[] {
   return CASES.map((one) => {
-    const { preserved, bytes, guestBytes, tableBytes } = measure(one);
-    const beyond = bytes - tableBytes;
+    const { preserved, bytes, guestBytes, owners } = measure(one);
+    const pageTables = owners.get(PAGE_TABLES) ?? 0;
+    const contextTables = owners.get(CONTEXT_TABLES) ?? 0;
+    const beyond = bytes - pageTables - contextTables;
     const { files, extents, devices } = preserved;
     const budget = BASE_BYTES + BYTES_EACH * (files + extents + devices);
     const folios = (guestBytes / PAGE_SIZE) * MEMFD_FOLIO_BYTES;
     const memoryFiles = files - 2 * devices;
+    const others = [...owners].filter(([name]) => name !== PAGE_TABLES && name !== CONTEXT_TABLES);
     return {
       name: one.name,
       value: formatBytes(beyond),
-      against: `memfd-v2 ${formatBytes(folios)}, pkernfs ${formatBytes(memoryFiles * PKERNFS_FILE_BYTES)}, page tables ${formatBytes(tableBytes)}`,
+      against: [
+        `page tables ${formatBytes(pageTables)}`,
+        `${CONTEXT_TABLES} ${formatBytes(contextTables)}`,
+        `memfd-v2 ${formatBytes(folios)}, pkernfs ${formatBytes(memoryFiles * PKERNFS_FILE_BYTES)}`,
+      ],
       ratio: beyond / budget,
       limit: `at most ${formatBytes(budget)}`,
       holds: beyond <= budget,
+      details: others.map(([name, size]) => `${name} ${formatBytes(size)}`).join(", "),
     };
   });
 }
 
-function measure({ nics, build }: Case) {
+function measure({ nics, build }: Case): Measured & { readonly preserved: Preserved } {
   const preserved: Preserved = { files: 0, extents: 0, devices: 0 };
-  let found: { bytes: number; guestBytes: number; tableBytes: number } | null = null;
+  const found: Measured[] = [];
   const config = standardConfig({
     memoryBytes: 160 * GIB,
     nics,
@@ -136,7 +143,12 @@ function measure({ nics, build }: Case) {
               load: () => {},
               // All is frozen and nothing of it will change: this is what the next kernel would find.
               execute() {
-                found = { ...kernel.handover(), tableBytes: pageTableBytes(real, kernel.kho) };
+                const sizes = kernel.handover();
+                const owners = bytesByOwner(real, kernel.kho.bootParameters());
+                let sum = 0;
+                for (const size of owners.values()) sum += size;
+                assert(sum === sizes.bytes, `owners have ${sum} bytes of ${sizes.bytes}`);
+                found.push({ ...sizes, owners });
                 return real.powerOff(0);
               },
             },
@@ -154,8 +166,8 @@ function measure({ nics, build }: Case) {
     },
     { commandLine: "liveupdate=on", kho: null },
   );
-  assert(found !== null, "the kernel came to its kexec");
-  return { preserved, ...(found as { bytes: number; guestBytes: number; tableBytes: number }) };
+  assert(found.length === 1, "the kernel came to its kexec");
+  return { preserved, ...found[0] };
 }
 
 /** One at a time may have the device open. */
@@ -225,29 +237,4 @@ function preserveVm(host: Host, preserved: Preserved, number: number, bytes: num
   preserveFd(host, session, device, 3n);
   preserved.files += 2;
   preserved.devices++;
-}
-
-/** Bytes of the second-stage tables that the remapping units reach and that are handed over. */
-function pageTableBytes({ memory, mmio, firmware }: Machine, kho: Kernel["kho"]): number {
-  const tables = new Set<number>();
-  for (const { registerBase } of firmware.drhds) {
-    const root =
-      mmio.read(registerBase + RTADDR_REG, 4) +
-      mmio.read(registerBase + RTADDR_REG + 4, 4) * 2 ** 32;
-    for (let bus = 0; bus < 256; bus++) {
-      const at = rootEntryAddress(root, bus << 8);
-      if ((memory.load32(at) & ROOT_P) === 0) continue;
-      const contexts = tableAddress(memory.load32(at), memory.load32(at + 4));
-      for (let devfn = 0; devfn < 256; devfn++) {
-        const entry = contextEntryAddress(contexts, devfn);
-        if ((memory.load32(entry) & CONTEXT_P) === 0) continue;
-        const top = tableAddress(memory.load32(entry), memory.load32(entry + 4));
-        const levels = addressWidthLevels(contextAddressWidth(memory.load32(entry + 8)));
-        forEachTable(memory, top, levels - 1, (table) => {
-          if (kho.isPreserved(table, 0)) tables.add(table);
-        });
-      }
-    }
-  }
-  return tables.size * PAGE_SIZE;
 }

@@ -26,7 +26,10 @@ const sections: readonly [title: string, measure: () => Row[]][] = [
     () => [...walkRows(reference), ...unitRows(reference)],
   ],
   ["(c) a live update of one VM: preserve + freeze + boot + restore + swap", updateRows],
-  ["(d) a handover beside guest memory and page tables, of its budget", handoverRows],
+  [
+    "(d) a handover beside guest memory and page tables (root and context tables are such, as in pkernfs), of its budget",
+    handoverRows,
+  ],
   ["(e) the blackout of the live machine, medians", () => blackout],
   ["(f) holdfast inspect: 1 GiB, 10,000 preserved extents, found by search", inspectRows],
 ];

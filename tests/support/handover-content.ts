@@ -31,7 +31,7 @@ const CONTENT: Readonly<Record<string, readonly [why: string, labels?: RegExp]>>
   "luo_session.luo_file memfd_luo_ser.seals": ["any known seals"],
   "luo_session.luo_file memfd_luo_ser.nr_folios": [
     "fewer pages; the others are not claimed",
-    /1|less/,
+    /1|less|record before/,
   ],
   "luo_session.luo_file memfd_luo_ser.folios.flags": ["any known flags"],
   "luo_session.luo_file memfd_luo_folio_ser.pfn_flags": ["upstream's mark of a hole", /^0$/],

@@ -72,6 +72,8 @@ function wrongNumbers(
     values.push(
       ["the next page", value + 4096n],
       ["the page before", value - 4096n],
+      ["the next record", value + 64n],
+      ["the record before", value - 64n],
       ["unaligned", value + 8n],
       ["the largest number", 2n ** 53n - 1n],
       ["out of RAM", value + (1n << 40n)],

@@ -246,8 +246,12 @@ describe("IncomingHandover.claim()", () => {
     assert.equal(incoming.preservedOrder(Number.NaN), null);
     incoming.claim(2 * GIB, 9, "first");
     refusesClaim(() => incoming.claim(2 * GIB, 9, "second"), /second: .* claimed by first already/);
-    incoming.claim(3 * GIB, 0, "third");
+    incoming.claimRecord(3 * GIB + 64, 64, "third");
     assert.equal(incoming.unclaimedPages(), 0);
+    assert.deepEqual([...incoming.claims()].slice(-2), [
+      { lengthBytes: 2 * MIB, field: "first", isRecordPage: false },
+      { lengthBytes: PAGE_SIZE, field: "third", isRecordPage: true },
+    ]);
   });
 
   it("refuses what is unaligned, not RAM, not preserved, of another order or of none", () => {

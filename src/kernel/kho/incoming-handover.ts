@@ -34,6 +34,14 @@ import {
 import { RecordClaims, recordPage } from "./record-claims.ts";
 import { Scratch } from "./scratch.ts";
 
+/** A block that a field has named. */
+export interface Claim {
+  readonly lengthBytes: number;
+  readonly field: string;
+  /** Whether it holds records, which other fields have named too. */
+  readonly isRecordPage: boolean;
+}
+
 /** What the previous kernel preserved, and who has it now. */
 export class IncomingHandover implements IncomingMemory {
   readonly memory: WordReader;
@@ -139,6 +147,14 @@ export class IncomingHandover implements IncomingMemory {
         `${hex(pa)} was preserved with order ${this.#blocks.order(index)}, not ${order}`,
       );
     return index;
+  }
+
+  /** What takes how much: claimed blocks, with the field that named each; of a page of records, that of the first. */
+  *claims(): Iterable<Claim> {
+    for (const [index, field] of this.#claimedBy) {
+      const lengthBytes = orderBytes(this.#blocks.order(index));
+      yield { lengthBytes, field, isRecordPage: this.#records.hasPage(this.#blocks.pa(index)) };
+    }
   }
 
   /** 4 KiB pages in blocks that no decoder has claimed. */
