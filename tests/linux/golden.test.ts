@@ -22,7 +22,8 @@ import { openImage } from "../../src/inspect/image/open-image.ts";
 import type { RamImage } from "../../src/inspect/image/ram-image.ts";
 import { WatchedImage } from "./golden/watched-image.ts";
 import { viewHandover } from "./handover-view.ts";
-import { takeOverFromLinux } from "./our-kernel.ts";
+import { holdfast } from "./holdfast.ts";
+import { handOverOnOurKernel, takeOverFromLinux } from "./our-kernel.ts";
 import { expectedFiles, type ObservedFile } from "./scenario.ts";
 
 const FOLDER = join(repositoryRoot(), "tests", "linux", "golden");
@@ -64,6 +65,29 @@ for (const name of GOLDEN)
       assert.deepEqual(leaks, { pages: 0, pins: 0, domains: 0 });
     });
 
+    test("passes `holdfast verify`, and differs from itself in nothing", () => {
+      assert.equal(holdfast("verify", path).status, 0);
+      const { status, stdout, stderr } = holdfast("diff", path, path, "--json");
+      assert.equal(status, 0, stderr);
+      assert.deepEqual(JSON.parse(stdout).differences, []);
+    });
+
+    test("differs from ours of the same scenario in addresses and the release alone", () => {
+      const ours = join(folder, "ours");
+      handOverOnOurKernel(ours);
+      const { stdout } = holdfast("diff", path, ours, "--json");
+      const { differences } = JSON.parse(stdout) as { differences: Difference[] };
+      const details = differences.flatMap(({ kind, change, details: changes }) =>
+        change === "changed" ? changes.map((text) => `${kind}: ${text}`) : [`${kind}: ${change}`],
+      );
+      const expected = /^(kexec: release |preserved: blocks |file: pages )/;
+      assert.deepEqual(
+        details.filter((text) => !expected.test(text)),
+        [],
+      );
+      assert(details.some((text) => text.startsWith("file: pages ")));
+    });
+
     test("never goes unnoticed when it is damaged: a problem is named, or it reads otherwise", () => {
       const pages = new Set<number>();
       readHandover(new WatchedImage(image, (pa) => pages.add(pa)), { fdtPa: null });
@@ -91,6 +115,13 @@ for (const name of GOLDEN)
       assert.deepEqual(unnoticed, [], `seed ${SEED}`);
     });
   });
+
+/** As `holdfast diff --json` prints it. */
+interface Difference {
+  readonly kind: string;
+  readonly change: string;
+  readonly details: readonly string[];
+}
 
 function withoutContent({ session, token, sizeBytes, position, seals }: ObservedFile) {
   return { session, token, sizeBytes, position, seals };
