@@ -1,7 +1,7 @@
 /**
- * The address map of the embedded machine, and the tables that its firmware gives to a kernel.
+ * The address map of a machine, and the tables that its firmware gives to a kernel.
  *
- * Follows QEMU's q35: RAM from 0, a hole of 1 GiB below 4 GiB for registers once RAM is larger than 3 GiB, the
+ * The embedded machine follows QEMU's q35, whose own map is in `qemu/q35.ts`: RAM from 0, a hole of 1 GiB below 4 GiB for registers once RAM is larger than 3 GiB, the
  * rest of RAM from 4 GiB on. The first MiB is firmware's; RMRRs lie there.
  * Layout of the hole (the same in every machine, whether RAM reaches it or not):
  *
@@ -22,14 +22,28 @@ import {
 } from "./embedded/config.ts";
 import type { Drhd, Ecam, Firmware, FirmwareMemory, MemoryRange, Rmrr } from "./machine.ts";
 
-const HOLE_START = 3 * GIB;
 const HOLE_END = 4 * GIB;
-const ECAM_START = 0xc000_0000;
 const ECAM_BYTES = 64 * MIB;
 const ECAM_LAST_BUS = 63;
-const MMIO_START = 0xd000_0000;
-const MMIO_BYTES = 128 * MIB;
 const DRHD_START = 0xfed9_0000;
+
+/** Where a machine has what, below 4 GiB. */
+export interface HoleLayout {
+  /** RAM that would lie from here to 4 GiB is above 4 GiB instead. */
+  readonly start: number;
+  /** ECAM windows of 64 MiB (64 buses), one for each segment group. */
+  readonly ecamStart: number;
+  /** BAR windows of the same size, one for each segment group. */
+  readonly mmioStart: number;
+  readonly mmioBytes: number;
+}
+
+const EMBEDDED_HOLE: HoleLayout = {
+  start: 3 * GIB,
+  ecamStart: 0xc000_0000,
+  mmioStart: 0xd000_0000,
+  mmioBytes: 128 * MIB,
+};
 
 /** What follows from a machine's description. */
 export interface AddressMap {
@@ -43,12 +57,15 @@ export interface AddressMap {
  *
  * @throws {KernelError} EINVAL when the description is not valid
  */
-export function buildAddressMap(config: MachineConfig): AddressMap {
+export function buildAddressMap(
+  config: MachineConfig,
+  hole: HoleLayout = EMBEDDED_HOLE,
+): AddressMap {
   validateConfig(config);
   const memory: FirmwareMemory[] = [];
   let filled = 0;
   for (const [node, bytes] of config.nodeBytes.entries()) {
-    for (const range of aroundHole(filled, bytes)) memory.push({ ...range, node });
+    for (const range of aroundHole(hole.start, filled, bytes)) memory.push({ ...range, node });
     filled += bytes;
   }
   const [first, ...rest] = memory;
@@ -63,13 +80,13 @@ export function buildAddressMap(config: MachineConfig): AddressMap {
   const mmioWindows: (MemoryRange & { segment: number })[] = [];
   for (const [segment, { drhd }] of config.segments.entries()) {
     if (drhd !== null) drhds.push({ segment, registerBase: DRHD_START + segment * PAGE_SIZE });
-    const base = ECAM_START + segment * ECAM_BYTES;
+    const base = hole.ecamStart + segment * ECAM_BYTES;
     ecams.push({ segment, base, startBus: 0, lastBus: ECAM_LAST_BUS });
-    const start = MMIO_START + segment * MMIO_BYTES;
-    mmioWindows.push({ segment, start, lengthBytes: MMIO_BYTES });
+    const start = hole.mmioStart + segment * hole.mmioBytes;
+    mmioWindows.push({ segment, start, lengthBytes: hole.mmioBytes });
   }
   return {
-    ram: aroundHole(0, filled),
+    ram: aroundHole(hole.start, 0, filled),
     firmware: {
       memory: [usable, ...rest],
       nodeCount: config.nodeBytes.length,
@@ -82,9 +99,9 @@ export function buildAddressMap(config: MachineConfig): AddressMap {
 }
 
 /** The addresses of `lengthBytes` of RAM of which `offset` bytes come before: one range, or two around the hole. */
-function aroundHole(offset: number, lengthBytes: number): MemoryRange[] {
-  const shift = HOLE_END - HOLE_START;
-  const below = Math.min(lengthBytes, HOLE_START - offset);
+function aroundHole(holeStart: number, offset: number, lengthBytes: number): MemoryRange[] {
+  const shift = HOLE_END - holeStart;
+  const below = Math.min(lengthBytes, holeStart - offset);
   if (below === lengthBytes) return [{ start: offset, lengthBytes }];
   if (below <= 0) return [{ start: offset + shift, lengthBytes }];
   return [

@@ -26,9 +26,14 @@ export interface SharedRam {
 
 /**
  * Makes the shared memory of a machine, all zero. Ranges are sorted and page aligned.
+ *
+ * @param makeWindow - given address and length of a window, its memory, all zero; default: memory of this process
  * @throws {KernelError} ENOMEM when this process cannot have so much address space
  */
-export function createSharedRam(ranges: readonly MemoryRange[]): SharedRam {
+export function createSharedRam(
+  ranges: readonly MemoryRange[],
+  makeWindow?: (start: number, lengthBytes: number) => SharedArrayBuffer,
+): SharedRam {
   const windows: (SharedArrayBuffer | null)[] = [];
   let end = 0;
   for (const range of ranges) {
@@ -45,7 +50,8 @@ export function createSharedRam(ranges: readonly MemoryRange[]): SharedRam {
       const last = Math.min(range.start + range.lengthBytes, start + WINDOW_BYTES);
       if (last > Math.max(range.start, start)) used = Math.max(used, last - start);
     }
-    windows.push(used === 0 ? null : reserve(used, end));
+    const make = makeWindow ?? ((_start, lengthBytes) => reserve(lengthBytes, end));
+    windows.push(used === 0 ? null : make(start, used));
   }
   return { ranges, windows, touched: reserve(alignUp(end, TOUCH_BYTES) / TOUCH_BYTES, end) };
 }

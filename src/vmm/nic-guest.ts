@@ -94,7 +94,7 @@ const SLOTS_PER_STEP = 4;
 /** The least memory that this guest boots in. */
 export const NIC_GUEST_MIN_BYTES = 8 * MIB;
 
-/** Between `shutDown` and rest: first what was handed to the NIC is sent, then the link goes down. */
+/** Between `shutDown` and rest: first what was handed to the NIC is sent, then link and reception go down. */
 const PHASES = ["running", "draining", "linkDown", "atRest"] as const;
 type Phase = (typeof PHASES)[number];
 
@@ -304,10 +304,12 @@ class NicGuest implements Guest {
       case "draining":
         if (this.#txOldest !== this.#txNext) return received > 0;
         this.#device.write32(E1000_CTRL, this.#device.read32(E1000_CTRL) & ~E1000_CTRL_SLU);
+        // QEMU's link is up whatever SLU says.
+        this.#device.write32(E1000_RCTL, this.#device.read32(E1000_RCTL) & ~E1000_RCTL_EN);
         this.#phase = "linkDown";
         return true;
       case "linkDown":
-        // What came before the link went down is in memory: the register's write was behind it.
+        // What came before is in memory: the register's write was behind it.
         if (received === 0) this.#phase = "atRest";
         return received > 0;
       default:

@@ -10,11 +10,9 @@ import { runInNewContext } from "node:vm";
 import { parentPort, workerData } from "node:worker_threads";
 import { assert, BugError } from "../../base/assert.ts";
 import { KernelError } from "../../base/errno.ts";
-import { InterruptController } from "../embedded/interrupts.ts";
-import { buildAddressMap } from "../firmware.ts";
 import type { KernelImage, KernelModule, Machine } from "../machine.ts";
 import { Ram } from "../physical-memory.ts";
-import { MailboxClient } from "./mailbox.ts";
+import { reachDevices } from "./kernel-devices.ts";
 import type { KernelEntry, KernelThreadData, LoadAnswer } from "./messages.ts";
 import { monotonicNs } from "./monotonic-clock.ts";
 import { SupervisorLink } from "./supervisor-link.ts";
@@ -31,7 +29,7 @@ else {
   const entry = link.answer() as KernelEntry;
   const machine = makeMachine(entry);
   try {
-    Atomics.store(new Int32Array(entry.state.kernelPresent), 0, 1);
+    Atomics.store(new Int32Array(entry.kernelPresent), 0, 1);
     link.notify({ kind: "entered", atNs: monotonicNs() });
     module.start(machine, entry.parameters);
     throw new BugError("the kernel's start() returned");
@@ -58,18 +56,17 @@ function collectGarbage(): void {
   (runInNewContext("gc") as () => void)();
 }
 
-function makeMachine({ config, ram, state }: KernelEntry): Machine {
-  const interrupts = new InterruptController(state.interrupts);
+function makeMachine({ ram, firmware, installed, kernelPresent, devices }: KernelEntry): Machine {
+  const memory = new Ram(ram);
   let loaded: KernelImage | null = null;
   return {
-    memory: new Ram(ram),
-    mmio: new MailboxClient(state.mailbox),
-    interrupts,
-    firmware: buildAddressMap(config).firmware,
+    memory,
+    ...reachDevices(devices, memory),
+    firmware,
     clock: { nowNs: monotonicNs },
     serial: { writeLine: (line) => link.notify({ kind: "serial", line }) },
     kexec: {
-      installed: config.installed,
+      installed,
       load(image) {
         collectGarbage();
         const answer = link.call({ kind: "load", image }) as LoadAnswer;
@@ -84,6 +81,8 @@ function makeMachine({ config, ram, state }: KernelEntry): Machine {
       execute(parameters) {
         assert(loaded !== null, "kexec.execute without a loaded image");
         const { commandLine, kho } = parameters;
+        // The kernel's last instruction: this thread only waits for its end from here on.
+        Atomics.store(new Int32Array(kernelPresent), 0, 0);
         return endBy({
           kind: "execute",
           parameters: { commandLine, kho: kho && { ...kho } },

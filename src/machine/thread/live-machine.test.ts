@@ -6,8 +6,9 @@ import { isKernelError } from "../../base/errno.ts";
 import { MIB, PAGE_SIZE, TIB } from "../../base/units.ts";
 import type { MachineConfig, NicConfig } from "../embedded/config.ts";
 import type { KernelImage } from "../machine.ts";
-import { KernelPanic, LiveMachine } from "./live-machine.ts";
+import { LiveMachine } from "./live-machine.ts";
 import { MARKER } from "./marker-kernel.ts";
+import { KernelPanic } from "./supervisor.ts";
 
 /** A module beside this test, which may be compiled. */
 function beside(path: string): string {

@@ -5,10 +5,11 @@
 import type { MessagePort } from "node:worker_threads";
 import type { MachineConfig } from "../embedded/config.ts";
 import type { SharedStatistics } from "../embedded/hardware-statistics.ts";
-import type { BootParameters, KernelImage } from "../machine.ts";
+import type { BootParameters, Firmware, KernelImage } from "../machine.ts";
 import type { SharedRam } from "../physical-memory.ts";
+import type { KernelDevices } from "./kernel-devices.ts";
 
-/** The shared memory of a machine that is powered on, besides RAM. */
+/** The shared memory of an embedded machine that is powered on, besides RAM. */
 export interface SharedState {
   /** @see createMailbox */
   readonly mailbox: SharedArrayBuffer;
@@ -54,9 +55,13 @@ export type KernelMessage =
 
 /** All that a kernel is given. */
 export interface KernelEntry {
-  readonly config: MachineConfig;
   readonly ram: SharedRam;
-  readonly state: SharedState;
+  readonly firmware: Firmware;
+  /** Images on the boot disk. */
+  readonly installed: readonly KernelImage[];
+  /** Int32: 1 while a kernel exists. */
+  readonly kernelPresent: SharedArrayBuffer;
+  readonly devices: KernelDevices;
   readonly parameters: BootParameters;
 }
 
