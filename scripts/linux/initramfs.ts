@@ -29,6 +29,8 @@ import { cacheFolder, repositoryRoot } from "./kernel-cache.ts";
 export const NODE_PATH = "/bin/node";
 /** Folder of the program. */
 export const PROGRAM_FOLDER = "program";
+/** Changes with what this file makes of its sources. */
+const ARCHIVE_FORMAT = "1";
 const CACHED_ARCHIVES_MAX = 2;
 
 /**
@@ -77,9 +79,7 @@ function baseArchive(): string {
     ...packageFiles("koffi"),
     ...packageFiles("@koromix/koffi-linux-x64"),
   ];
-  const hash = createHash("sha256").update(
-    readFileSync(join(repositoryRoot(), "package-lock.json")),
-  );
+  const hash = createHash("sha256").update(ARCHIVE_FORMAT);
   for (const { path, from } of sources) hash.update(`\0${path}\0`).update(readFileSync(from));
   const name = `initramfs-${hash.digest("hex").slice(0, 16)}.cpio`;
   const archive = join(cacheFolder(), name);
