@@ -1,5 +1,5 @@
 /**
- * The demo on the embedded machine, in threads or by a seed.
+ * The demo on the embedded machine, in threads or by a seed, and on QEMU.
  * @module
  */
 
@@ -7,19 +7,25 @@ import { MIB } from "../../base/units.ts";
 import { RESTORES } from "../../kernel/restores.ts";
 import { type MachineConfig, standardConfig } from "../../machine/embedded/config.ts";
 import { DeterministicMachine } from "../../machine/embedded/deterministic.ts";
-import type {
-  HardwareStatistics,
-  NicStatistics,
-} from "../../machine/embedded/hardware-statistics.ts";
-import type { KernelImage } from "../../machine/machine.ts";
+import type { NicStatistics } from "../../machine/embedded/hardware-statistics.ts";
+import type { Firmware, KernelImage } from "../../machine/machine.ts";
+import type { Ram } from "../../machine/physical-memory.ts";
+import { QemuMachine } from "../../machine/qemu/qemu-machine.ts";
 import { LiveMachine } from "../../machine/thread/live-machine.ts";
+import type { LiveEnd, LiveOptions } from "../../machine/thread/supervisor.ts";
 import { type DemoEvent, type DemoPlan, planToCommandLine } from "./events.ts";
 import { imageSaver } from "./image-saver.ts";
 import { demoKernel } from "./kernel-module.ts";
 import type { JumpTimes, NicCounts } from "./result.ts";
 
+/** Whose hardware is under the kernels. */
+export const DEMO_MACHINES = ["embedded", "qemu"] as const;
+export type DemoMachine = (typeof DEMO_MACHINES)[number];
+
 /** What the user asked for. */
 export interface DemoOptions {
+  /** Default: embedded. QEMU's has no seed. */
+  readonly machine?: DemoMachine;
   readonly updates: number;
   readonly vms: number;
   /** For each VM. */
@@ -74,11 +80,13 @@ export function runDemo(
   signal: AbortSignal,
 ): Promise<DemoRun> {
   const images = demoImages(version, options.updates);
+  const isQemu = options.machine === "qemu";
   const config = standardConfig({
     memoryBytes: hostMemoryBytes(options),
     nics: options.vms,
     framesPerSecond: options.framesPerSecond,
-    transmitFramesPerSecond: TRANSMIT_FRAMES_PER_SECOND,
+    // QEMU's NICs send within the register access that starts it.
+    ...(!isQemu && { transmitFramesPerSecond: TRANSMIT_FRAMES_PER_SECOND }),
     installed: images,
   });
   const plan: DemoPlan = {
@@ -89,8 +97,9 @@ export function runDemo(
     images: images.map((image) => `/boot/${image.name}`),
   };
   const commandLine = `liveupdate=on ${planToCommandLine(plan)}`;
+  const powerOn = isQemu ? startQemu : startEmbedded;
   return options.seed === null
-    ? runLive(config, commandLine, options, watcher, signal)
+    ? runLive(powerOn, config, commandLine, options, watcher, signal)
     : Promise.resolve(runDeterministic(config, commandLine, options.seed, options, watcher));
 }
 
@@ -109,7 +118,32 @@ function demoImages(version: string, updates: number): KernelImage[] {
   });
 }
 
+/** A machine whose kernels are threads. */
+interface ThreadedMachine {
+  readonly ram: Ram;
+  readonly firmware: Firmware;
+  nics(): readonly NicStatistics[];
+  run(image: KernelImage, commandLine: string): Promise<LiveEnd>;
+  close(): Promise<void>;
+}
+
+type PowerOn = (config: MachineConfig, options: LiveOptions) => Promise<ThreadedMachine>;
+
+const startQemu: PowerOn = (config, options) => QemuMachine.start(config, options);
+
+const startEmbedded: PowerOn = async (config, options) => {
+  const machine = new LiveMachine(config, options);
+  return {
+    ram: machine.ram,
+    firmware: machine.firmware,
+    nics: () => machine.statistics.nics(),
+    run: (image, commandLine) => machine.run(image, commandLine),
+    close: () => machine.close(),
+  };
+};
+
 async function runLive(
+  powerOn: PowerOn,
   config: MachineConfig,
   commandLine: string,
   { saveImage }: Pick<DemoOptions, "saveImage">,
@@ -117,7 +151,7 @@ async function runLive(
   signal: AbortSignal,
 ): Promise<DemoRun> {
   const jumps: JumpTimes[] = [];
-  const machine: LiveMachine = new LiveMachine(config, {
+  const machine: ThreadedMachine = await powerOn(config, {
     onSerialLine: (line) => receiveLine(line, watcher),
     onHandover: imageSaver(saveImage ?? null, () => machine),
     onJump: (jump) => {
@@ -126,12 +160,13 @@ async function runLive(
       watcher.jump(times, framesInJump());
     },
   });
-  const framesInJump = countFramesInJumps(machine.statistics);
+  const framesInJump = countFramesInJumps(() => machine.nics());
   const close = () => void machine.close();
   signal.addEventListener("abort", close);
   try {
-    await machine.run(config.installed[0], commandLine);
-    return { jumps, nics: machine.statistics.nics().map(nicCounts), hashes: null };
+    // Aborted while it was powered on: nobody would tell it any more.
+    if (!signal.aborted) await machine.run(config.installed[0], commandLine);
+    return { jumps, nics: machine.nics().map(nicCounts), hashes: null };
   } finally {
     signal.removeEventListener("abort", close);
     await machine.close();
@@ -151,7 +186,7 @@ function runDeterministic(
     modules: (entry) => demoKernel(new URL(entry).searchParams.get("release") ?? ""),
     onSerialLine: (line) => receiveLine(line, watcher),
   });
-  const framesInJump = countFramesInJumps(machine.statistics);
+  const framesInJump = countFramesInJumps(() => machine.statistics.nics());
   const saveHandover = imageSaver(saveImage ?? null, () => machine);
   machine.onJump((_ram, jump) => {
     saveHandover(jump.parameters);
@@ -168,11 +203,11 @@ function runDeterministic(
 }
 
 /** @returns a function that tells what came since its last call */
-function countFramesInJumps(statistics: HardwareStatistics): () => FramesInJump {
+function countFramesInJumps(counts: () => readonly NicStatistics[]): () => FramesInJump {
   let seen: FramesInJump = { received: 0, transmitted: 0 };
   return () => {
     const before = seen;
-    const nics = statistics.nics();
+    const nics = counts();
     seen = {
       received: nics.reduce((sum, nic) => sum + nic.withoutKernel, 0),
       transmitted: nics.reduce((sum, nic) => sum + nic.transmitWithoutKernel, 0),
