@@ -100,9 +100,10 @@ export class QemuProcess {
     const pipe = child.stdio[PIPE] as Writable;
     pipe.on("error", () => {});
     child.once("error", (error) => this.#resolveEnded(error.message));
-    child.once("exit", (code, signal) => {
-      // Nobody may kill that process id any more.
-      pipe.end("ended\n");
+    // Nobody may kill that process id any more.
+    child.once("exit", () => pipe.end("ended\n"));
+    // Later: all that it said is here, and the watchdog has ended, too.
+    child.once("close", (code, signal) => {
       const how = signal === null ? `exit status ${code}` : signal;
       this.#resolveEnded(said.trim() === "" ? `it ended with ${how}` : said.trim());
     });
