@@ -10,7 +10,7 @@ import { AGENT_SESSION, JOURNAL_TOKEN, type Journal, type PhaseRecord } from "./
 import { FakeHost, Jumped } from "./test-rig.ts";
 
 const IMAGE = "/boot/next";
-const RESTORES = ["kho-v4", "luo-v5", "toy-v1"];
+const RESTORES = ["kho-v4", "luo-v5", "memfd-v2", "toy-v1"];
 
 /** A VM of one memfd. */
 class ToyVm implements RestoredVm {
@@ -36,7 +36,7 @@ class ToyVm implements RestoredVm {
       kind: "state",
       label: "toy",
       bytes: 0,
-      compatible: "toy-v1",
+      compatibles: ["toy-v1"],
       blocker,
     } as const;
     return [resource];

@@ -11,7 +11,7 @@ const MANIFEST = {
   format: 1,
   name: "next",
   release: "next-1",
-  restores: ["kho-v4", "luo-v5", "memory-v1", "device-v1"],
+  restores: ["kho-v4", "luo-v5", "memfd-v2", "memory-v1", "store-v1", "device-v1"],
 };
 
 function hostWith(manifest: unknown): FakeHost {
@@ -22,14 +22,21 @@ function hostWith(manifest: unknown): FakeHost {
 
 function memory(changes: Partial<Resource> = {}): Resource {
   const { kind, label } = { kind: "memory", label: "/mnt/vm" } as const;
-  return { kind, label, bytes: GIB, compatible: "memory-v1", blocker: null, ...changes };
+  return {
+    kind,
+    label,
+    bytes: GIB,
+    compatibles: ["memory-v1", "store-v1"],
+    blocker: null,
+    ...changes,
+  };
 }
 
 const device: Resource = {
   kind: "device",
   label: "/dev/vfio0",
   bytes: 0,
-  compatible: "device-v1",
+  compatibles: ["device-v1"],
   blocker: null,
 };
 
@@ -68,14 +75,21 @@ test("preflight() names each thing that stands in the way", () => {
       [
         "a format that the target cannot restore, once, by its first user",
         [vm("vm0", memory()), vm("vm1", memory(), device)],
-        ["kho-v4", "luo-v5", "device-v1"],
-        [/^next-1 cannot restore "memory-v1", needed by vm0: memory \/mnt\/vm$/],
+        ["kho-v4", "luo-v5", "memfd-v2", "device-v1"],
+        [
+          /^next-1 cannot restore "memory-v1", needed by vm0: memory \/mnt\/vm$/,
+          /^next-1 cannot restore "store-v1", needed by vm0: memory \/mnt\/vm$/,
+        ],
       ],
       [
         "a target without live update at all",
         [],
         [],
-        [/cannot restore "kho-v4", needed by the handover/, /cannot restore "luo-v5"/],
+        [
+          /cannot restore "kho-v4", needed by the handover/,
+          /cannot restore "luo-v5"/,
+          /cannot restore "memfd-v2", needed by the agent's journal/,
+        ],
       ],
       ["two VMs of one name", [vm("a"), vm("b"), vm("a")], MANIFEST.restores, [/^a: two VMs/]],
       [

@@ -3,6 +3,9 @@
  * @module
  */
 import { type ImageManifest, MANIFEST_FORMAT } from "../abi/image-manifest.ts";
+import { KHO_FDT_COMPATIBLE } from "../abi/kho.ts";
+import { LUO_ABI_COMPATIBLE } from "../abi/luo.ts";
+import { MEMFD_LUO_FH_COMPATIBLE } from "../abi/memfd.ts";
 import { encodeUtf8 } from "../abi/struct.ts";
 import { LIVEUPDATE_SESSION_NAME_LENGTH } from "../abi/uapi/liveupdate.ts";
 import { KernelError } from "../base/errno.ts";
@@ -21,8 +24,12 @@ export interface Preflight {
   readonly blockers: readonly string[];
 }
 
-/** Formats that every handover of ours is made of, whatever is in its sessions. */
-const ALWAYS_NEEDED = ["kho-v4", "luo-v5"];
+/** Formats of every handover of ours, whatever VMs are in it: the agent's own session and journal are. */
+const ALWAYS_NEEDED: readonly (readonly [compatible: string, user: string])[] = [
+  [KHO_FDT_COMPATIBLE, "the handover"],
+  [LUO_ABI_COMPATIBLE, "the handover"],
+  [MEMFD_LUO_FH_COMPATIBLE, "the agent's journal"],
+];
 
 /**
  * Looks at the VMs and at the target image.
@@ -33,9 +40,7 @@ const ALWAYS_NEEDED = ["kho-v4", "luo-v5"];
 export function preflight(host: Host, vms: readonly ManagedVm[], image: string): Preflight {
   const manifest = readManifest(host, image);
   const blockers: string[] = [];
-  const needed = new Map<string, string>(
-    ALWAYS_NEEDED.map((compatible) => [compatible, "the handover"]),
-  );
+  const needed = new Map(ALWAYS_NEEDED);
   const report = vms.map((vm) => ({ name: vm.name, resources: vm.resources() }));
   blockers.push(...nameBlockers(vms.map((vm) => vm.name)));
   let guestBytes = 0;
@@ -44,8 +49,9 @@ export function preflight(host: Host, vms: readonly ManagedVm[], image: string):
       if (resource.kind === "memory") guestBytes += resource.bytes;
       if (resource.blocker !== null)
         blockers.push(`${vm.name}: ${resource.kind} ${resource.label}: ${resource.blocker}`);
-      if (!needed.has(resource.compatible))
-        needed.set(resource.compatible, `${vm.name}: ${resource.kind} ${resource.label}`);
+      for (const compatible of resource.compatibles)
+        if (!needed.has(compatible))
+          needed.set(compatible, `${vm.name}: ${resource.kind} ${resource.label}`);
     }
   }
   for (const [compatible, user] of needed) {

@@ -10,8 +10,8 @@ export interface Resource {
   readonly label: string;
   /** Bytes that it stands for; 0 for what is not memory. */
   readonly bytes: number;
-  /** What the target kernel must be able to restore. */
-  readonly compatible: string;
+  /** Formats that the target kernel must be able to restore: its own, and those of what it needs. */
+  readonly compatibles: readonly string[];
   /** Why it cannot be preserved as it is now, or null. */
   readonly blocker: string | null;
 }

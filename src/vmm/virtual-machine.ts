@@ -7,10 +7,12 @@
  *   destroy at the end. Only {@link Host} is used.
  * @module
  */
+import { IOMMU_LUO_COMPATIBLE } from "../abi/iommu-luo.ts";
 import { IOMMUFD_LUO_COMPATIBLE } from "../abi/iommufd-luo.ts";
 import { MEMFD_LUO_FH_COMPATIBLE } from "../abi/memfd.ts";
-import { MEMFS_FILE_COMPATIBLE } from "../abi/memfs.ts";
+import { MEMFS_COMPATIBLE, MEMFS_FILE_COMPATIBLE } from "../abi/memfs.ts";
 import { PCI_COMMAND, PCI_COMMAND_MASTER, PCI_COMMAND_MEMORY } from "../abi/pci.ts";
+import { PCI_LUO_COMPATIBLE } from "../abi/pci-luo.ts";
 import { EFD_NONBLOCK, O_CREAT, O_EXCL, O_RDWR } from "../abi/uapi/fs.ts";
 import { VFIO_PCI_CONFIG_REGION_INDEX } from "../abi/uapi/vfio.ts";
 import { VFIO_PCI_LUO_COMPATIBLE } from "../abi/vfio-luo.ts";
@@ -249,28 +251,28 @@ export class VirtualMachine implements RestoredVm {
         kind: "memory",
         label: spec.memoryPath,
         bytes: spec.memoryBytes,
-        compatible: MEMFS_FILE_COMPATIBLE,
+        compatibles: [MEMFS_FILE_COMPATIBLE, MEMFS_COMPATIBLE],
         blocker: null,
       },
       {
         kind: "state",
         label: `${spec.name}-state`,
         bytes: this.#host.fstat(this.#fds.state).sizeBytes,
-        compatible: MEMFD_LUO_FH_COMPATIBLE,
+        compatibles: [MEMFD_LUO_FH_COMPATIBLE],
         blocker: null,
       },
       {
         kind: "iommufd",
         label: spec.noiommu ? "without IOMMU" : `HWPT token ${chain.hwptToken}`,
         bytes: 0,
-        compatible: IOMMUFD_LUO_COMPATIBLE,
+        compatibles: [IOMMUFD_LUO_COMPATIBLE, IOMMU_LUO_COMPATIBLE],
         blocker: this.#onOldTables ? "still on the previous kernel's translations" : unfinished,
       },
       {
         kind: "device",
         label: spec.devicePath,
         bytes: 0,
-        compatible: VFIO_PCI_LUO_COMPATIBLE,
+        compatibles: [VFIO_PCI_LUO_COMPATIBLE, PCI_LUO_COMPATIBLE, IOMMU_LUO_COMPATIBLE],
         blocker: null,
       },
     ];
