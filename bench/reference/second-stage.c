@@ -144,13 +144,16 @@ int main(int argc, char **argv)
 			double t0 = now();
 			map(root, 0, 0, counts[level], level);
 			double t1 = now();
-			unmap(root, 0, counts[level], level);
+			/* All entries of each table but one, as ours: no table is ever empty. */
+			for (uint64_t n = 0; n < counts[level]; n += ENTRIES)
+				unmap(root, n << (12 + 9 * level), ENTRIES - 1, level);
 			double t2 = now();
 			map_s = t1 - t0 < map_s ? t1 - t0 : map_s;
 			unmap_s = t2 - t1 < unmap_s ? t2 - t1 : unmap_s;
 		} while (now() - start < budget);
 		printf("\"map%s\":%.0f,\"unmap%s\":%.0f,", names[level], counts[level] / map_s,
-		       names[level], counts[level] / unmap_s);
+		       names[level],
+		       (counts[level] / ENTRIES) * (double)(ENTRIES - 1) / unmap_s);
 	}
 	for (int level = 0; level < 3; level++) {
 		arena_used = 0;

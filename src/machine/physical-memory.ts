@@ -322,9 +322,9 @@ export class Ram implements PhysicalMemory {
     const words = this.#runAt(pa, count);
     const first = windowOffset(pa) >>> 2;
     const end = first + 2 * count;
-    for (let i = first; i < end; i += 2) words[i] = 0;
+    zeroEverySecond(words, first, end);
     this.fence();
-    for (let i = first + 1; i < end; i += 2) words[i] = 0;
+    zeroEverySecond(words, first + 1, end);
   }
 
   fence(): void {
@@ -512,6 +512,22 @@ export class ObservedRam extends Ram {
       super.write(pa + done, bytes.subarray(done, done + 8));
     }
   }
+}
+
+/** Stores 0 to words `first`, `first` + 2, ... below `end`; eight a turn, because unmapping is hot. */
+function zeroEverySecond(words: Int32Array, first: number, end: number): void {
+  let i = first;
+  for (; i + 16 <= end; i += 16) {
+    words[i] = 0;
+    words[i + 2] = 0;
+    words[i + 4] = 0;
+    words[i + 6] = 0;
+    words[i + 8] = 0;
+    words[i + 10] = 0;
+    words[i + 12] = 0;
+    words[i + 14] = 0;
+  }
+  for (; i < end; i += 2) words[i] = 0;
 }
 
 /** Offset in its window. Not by `%`: on numbers beyond 31 bits that is a call of fmod, and this is in every access. */

@@ -282,7 +282,7 @@ export class SecondStageTable implements SecondStageTree {
         assert(!ssIsLeaf(low, level), "a page that would be split was refused before");
         const child = ssAddress(low, this.memory.load32(entry + 4));
         this.#clear(child, level - 1, iova, next, unlinked);
-        if (this.#isEmpty(child)) {
+        if (this.#isEmptyBeside(child, level - 1, iova, next)) {
           this.memory.retract64(entry);
           unlinked.push(child);
           this.#addChildren(table, -1);
@@ -337,8 +337,16 @@ export class SecondStageTable implements SecondStageTree {
     }
   }
 
-  #isEmpty(table: number): boolean {
-    for (let entry = table; entry < table + 8 * SS_TABLE_ENTRIES; entry += 8)
+  /**
+   * Whether a table in which a range was cleared has nothing left. What was cleared as a whole is not looked at again;
+   * an entry at either end of the range may name a table of which a part is left.
+   */
+  #isEmptyBeside(table: number, level: number, start: number, end: number): boolean {
+    const lastByte = end - 1;
+    const tableEnd = table + 8 * SS_TABLE_ENTRIES;
+    for (let entry = table + 8 * ssIndex(lastByte, level); entry < tableEnd; entry += 8)
+      if (ssIsPresent(this.memory.load32(entry))) return false;
+    for (let entry = table + 8 * ssIndex(start, level); entry >= table; entry -= 8)
       if (ssIsPresent(this.memory.load32(entry))) return false;
     return true;
   }
