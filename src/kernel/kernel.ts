@@ -157,6 +157,9 @@ export class Kernel {
     faults.point("boot:adopt");
     // On a cold boot, and when no translation was handed over: whatever devices do, it is not to go on.
     if (this.iommu.incoming === null) this.#stopWhatRuns();
+    else
+      for (const name of this.pci.quiesceOthers())
+        log(`pci: ${name} is not preserved, but could do DMA; it is stopped`);
     kho.begin();
     this.memfs.adopt();
     this.liveUpdate.adopt();

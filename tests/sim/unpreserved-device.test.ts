@@ -2,7 +2,8 @@
  * A device with DMA under way at the jump that nobody preserves: an edu that a user has started and left alone.
  *
  * Its transfer is due 100 ms after the command. What it had written until its kernel was frozen stays; not a byte may
- * follow, in the jump or after it.
+ * follow, in the jump or after it. Without an IOMMU that hangs on bus mastering alone, also when the kernel before has
+ * forgotten to turn it off.
  */
 import assert from "node:assert/strict";
 import { describe, test } from "node:test";
@@ -18,8 +19,8 @@ import {
   hostAt,
   waitForTransfer,
 } from "../support/edu-user.ts";
-import { configRead16, filesOf, readHostState } from "../support/invariants.ts";
-import { type Moment, simulate } from "../support/simulated-host.ts";
+import { configRead16, configWrite16, filesOf, readHostState } from "../support/invariants.ts";
+import { eduSlot, type Moment, nicSlot, simulate, vmPlans } from "../support/simulated-host.ts";
 
 /** The physical page of the edu's file. */
 function filePage({ machine, kernel }: Moment): number {
@@ -119,3 +120,49 @@ for (const { name, bdf, start, target } of KINDS)
         if (runNs > 100e6) assert.equal(seen.get("finished"), WRITTEN);
       });
   });
+
+describe("an edu without an IOMMU that the previous kernel leaves mastering the bus", () => {
+  const { bdf } = EDU_ORDINARY;
+  const name = EDU_ORDINARY.slot;
+  // The ordinary shutdown stops it; this is done behind the back of the kernel that has ended.
+  for (const leavesMastering of [false, true])
+    test(`writes nothing in the next kernel, which ${leavesMastering ? "stops it and says so" : "finds it stopped"}`, () => {
+      const seen = new Map<string, string>();
+      const masters = new Map<string, boolean>();
+      const { lines } = simulate({
+        seed: 33,
+        updates: 1,
+        runNs: 1e6,
+        vms: vmPlans(1, { noiommu: true }),
+        segments: [{ drhd: null, slots: [eduSlot(2), nicSlot(4, "nic0", 2000)] }],
+        commandLine: () => "vfio.enable_unsafe_noiommu_mode=1",
+        look: (moment) => {
+          const { point, machine } = moment;
+          if (point === "created") {
+            const user = new EduUser(hostAt(moment), EDU_ORDINARY.slot);
+            user.mapFile();
+            user.start(filePage(moment));
+          }
+          if (point === "jumped" && leavesMastering) {
+            const command = configRead16(machine, 0, bdf, PCI_COMMAND);
+            configWrite16(machine, 0, bdf, PCI_COMMAND, command | PCI_COMMAND_MASTER);
+          }
+          if (point === "finished") waitForTransfer(moment);
+          if (point === "booted" || point === "finished") {
+            const command = configRead16(machine, 0, bdf, PCI_COMMAND);
+            masters.set(`${point} ${moment.update}`, (command & PCI_COMMAND_MASTER) !== 0);
+          }
+          if (point === "frozen" || point === "finished")
+            seen.set(point, contents(machine, filePage(moment)));
+        },
+      });
+      assert.equal(masters.get("booted 1"), false);
+      assert.equal(masters.get("finished 1"), false);
+      assert.equal(seen.get("frozen"), UNTOUCHED);
+      assert.equal(seen.get("finished"), UNTOUCHED);
+      assert.deepEqual(
+        lines.filter((line) => line.includes(name)),
+        leavesMastering ? [`pci: ${name} is not preserved, but could do DMA; it is stopped`] : [],
+      );
+    });
+});

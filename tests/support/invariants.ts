@@ -317,9 +317,28 @@ export function configRead16(
   bdf: number,
   offset: number,
 ): number {
-  const ecam = firmware.ecams.find((e) => e.segment === segment);
+  return hardware.mmio.read(configAddress(firmware, segment, bdf) + offset, 2);
+}
+
+/** Changes config space behind the kernel's back. */
+export function configWrite16(
+  { firmware, hardware }: DeterministicMachine,
+  segment: number,
+  bdf: number,
+  offset: number,
+  value: number,
+): void {
+  hardware.mmio.write(configAddress(firmware, segment, bdf) + offset, 2, value);
+}
+
+function configAddress(
+  { ecams }: DeterministicMachine["firmware"],
+  segment: number,
+  bdf: number,
+): number {
+  const ecam = ecams.find((e) => e.segment === segment);
   if (ecam === undefined) throw new RangeError(`no segment ${segment}`);
-  return hardware.mmio.read(ecam.base + ecamOffset(ecam.startBus, bdf) + offset, 2);
+  return ecam.base + ecamOffset(ecam.startBus, bdf);
 }
 
 // -- contents -----------------------------------------------------------------------------------------------

@@ -24,6 +24,11 @@ export class AskedFunctions implements IncomingFunctions {
     return true;
   }
 
+  /** Whether a function, or a bridge, is to stay as it is. */
+  isPreserved(segment: number, bdf: number): boolean {
+    return this.#records.some((r) => r.segment === segment && r.bdf === bdf && r.refcount > 0);
+  }
+
   /** @throws {HandoverError} */
   check(field: string): void {
     for (const [i, record] of this.#records.entries()) {

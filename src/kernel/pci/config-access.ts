@@ -64,11 +64,12 @@ export class ConfigAccess {
     return found;
   }
 
-  /** Takes bus mastering from a function. Writes only if it has it. */
-  clearBusMaster(segment: number, bdf: number): void {
+  /** Takes bus mastering from a function. Writes only if it has it. @returns whether it had */
+  clearBusMaster(segment: number, bdf: number): boolean {
     const command = this.read(segment, bdf, PCI_COMMAND, 2);
-    if ((command & PCI_COMMAND_MASTER) !== 0)
-      this.write(segment, bdf, PCI_COMMAND, 2, command & ~PCI_COMMAND_MASTER);
+    if ((command & PCI_COMMAND_MASTER) === 0) return false;
+    this.write(segment, bdf, PCI_COMMAND, 2, command & ~PCI_COMMAND_MASTER);
+    return true;
   }
 
   #find(segment: number, bdf: number): Ecam | undefined {

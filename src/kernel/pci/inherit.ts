@@ -6,7 +6,8 @@
  * does not know (or that has changed since) is probed, and given addresses from what is free if its own are of no
  * use; no bridge is touched for it.
  * Source: Linux 7.3 drivers/pci/probe.c (pci_scan_bridge_extend keeps numbers that are in order)
- * Invariant: no write to a function that the handover describes as it is, nor to any bridge
+ * Invariant: no write to a function that the handover describes as it is, nor to any bridge; what is not preserved has lost its
+ * bus mastering before (quiesce.ts)
  * @module
  */
 import {

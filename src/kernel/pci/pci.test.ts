@@ -584,6 +584,29 @@ test("the next kernel takes everything over without a single write", () => {
   assert.equal(next.pages.allocated.size, 0, "and freed");
 });
 
+test("quiesceOthers() stops what is not preserved and still masters the bus, and says so", () => {
+  const hw = hardware([PLUGS, [NIC]]);
+  const { core, pages, data } = update(hw);
+  core.shutdown();
+  // A kernel that forgets functions: on the root bus, below a bridge that it forgets too, on another segment.
+  const forgotten = [at(core, 0x0), at(core, 0x300), at(core, 0x0, 1)];
+  for (const f of forgotten) f.setBusMaster(true);
+  const dma = () => hw.models.map((model) => model.dma.write(0x1000, Uint8Array.of(1)));
+  assert.deepEqual(dma(), [true, true, true, true, true]);
+  const next = boot(hw, pages);
+  next.core.flb.decode(next.pages.incoming, data, "flb");
+  hw.writes.length = 0;
+  assert.deepEqual(next.core.quiesceOthers(), [
+    "0000:00:00.0",
+    "0000:00:02.0",
+    "0000:03:00.0",
+    "0001:00:00.0",
+  ]);
+  assert.deepEqual(dma(), [false, true, true, false, false]);
+  assert.equal(hw.writes.length, 4, "nothing else is written");
+  assert.deepEqual(next.core.quiesceOthers(), []);
+});
+
 test("finish() makes functions ordinary, and a bridge when all below it are", () => {
   const hw = hardware([PLUGS]);
   const { pages, data } = update(hw);

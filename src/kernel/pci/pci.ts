@@ -1,13 +1,14 @@
 /**
  * The PCI core: all functions, which of them stay through a live update, and their part of the handover.
  *
- * Lifecycle of a boot:  cold: enumerate().  After a live update: flb.decode → flb.adopt, which takes the hierarchy over as it
- *   is; enumerate() is then already done.
+ * Lifecycle of a boot:  cold: enumerate().  After a live update: flb.decode → quiesceOthers → flb.adopt, which takes the
+ *   hierarchy over as it is; enumerate() is then already done.
  * Lifecycle of an update:  flb.preserve (one record for all functions) → preserve(function) → flb.freeze (registers as they
  *   are at the end) → shutdown() → kexec.
  * Invariants:
  *   - a bridge is preserved as often as all functions below it
  *   - after flb.preserve nothing can fail for lack of memory: its record has room for all functions
+ *   - before adoption, what is not preserved is stopped, whatever the previous kernel has left on
  *   - from adoption on, no bus number, BAR or window of what is incoming is ever written
  * Source: the lifecycle of Linux's liveupdate FLBs (Linux 7.3 include/linux/liveupdate.h) and of its PCI core's part,
  *   queued for 7.4
@@ -30,6 +31,7 @@ import { type Enumeration, enumerate } from "./enumerate.ts";
 import { type IncomingFunctions, type PciFunction, type PciRoot, pciName } from "./function.ts";
 import { decodeFunctions, type HandedOverPci, writeFunctions } from "./handed-over.ts";
 import { inherit } from "./inherit.ts";
+import { quiesceOthers } from "./quiesce.ts";
 
 export interface PciDependencies {
   readonly machine: Pick<Machine, "memory" | "mmio" | "firmware">;
@@ -50,6 +52,18 @@ export class PciCore implements PciRoot {
   constructor(deps: PciDependencies) {
     this.#deps = deps;
     this.#access = new ConfigAccess(deps.machine.mmio, deps.machine.firmware.ecams);
+  }
+
+  /**
+   * Stops DMA of everything that is not preserved, as the previous kernel should have. After `flb.decode`, before a page is
+   * given out: on a segment without an IOMMU nothing else keeps such a function out of it.
+   * @returns names of the functions whose bus mastering was on
+   */
+  quiesceOthers(): readonly string[] {
+    return quiesceOthers(
+      this.#access,
+      (segment, bdf) => this.#incoming?.isPreserved(segment, bdf) ?? false,
+    );
   }
 
   /** Finds and sets up all functions, unless adoption of a handover has found them already. Once at boot. */
