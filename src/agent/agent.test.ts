@@ -369,11 +369,15 @@ test("takeOver() refuses a journal of a format that it does not know, by name", 
   assert.ok(file);
   const other = new FakeHost();
   const fd = other.host.memfdCreate("journal", 0);
-  for (const journal of [{ format: "holdfast-journal-v9" }, null, []]) {
+  for (const [journal, message] of [
+    [{ format: "holdfast-journal-v9" }, /journal\.format is "holdfast-journal-v9"/],
+    [null, /journal is null/],
+    [[], /journal is \[\]/],
+  ] as const) {
     MemfdRecord.create<unknown>(other.host, fd, 4096, journal);
     file.bytes = new Uint8Array(8192);
     other.host.pread(fd, file.bytes, 0);
-    assert.throws(() => Agent.takeOver(fake.host, () => {}), fails("EIO", /journal format/));
+    assert.throws(() => Agent.takeOver(fake.host, () => {}), fails("EIO", message));
     assert.equal(fake.openFiles, 0);
   }
 });

@@ -23,6 +23,7 @@ import { MemfdRecord } from "../host/memfd-record.ts";
 import type { ManagedVm, RestoredVm } from "../vmm/managed-vm.ts";
 import {
   AGENT_SESSION,
+  decodeJournal,
   JOURNAL_FORMAT,
   JOURNAL_SLOT_BYTES,
   JOURNAL_TOKEN,
@@ -88,7 +89,7 @@ export class Agent {
    * The agent of a host that came out of a live update.
    *
    * @returns the agent and the journal of the one before it; or null when no agent preserved one
-   * @throws {KernelError} as `start`; EIO when the journal is damaged or of a format that this agent does not know
+   * @throws {KernelError} as `start`; EIO when the journal is damaged (the message names the field) or of a format that this agent does not know
    */
   static takeOver(host: Host, observe: PhaseObserver): { agent: Agent; journal: Journal } | null {
     return withUndo((undo) => {
@@ -105,7 +106,7 @@ export class Agent {
       undo(() => host.close(session));
       const fd = retrieveFd(host, session, JOURNAL_TOKEN);
       undo(() => host.close(fd));
-      const journal = readJournal(MemfdRecord.open<unknown>(host, fd));
+      const journal = decodeJournal(MemfdRecord.open<unknown>(host, fd).read());
       // Giving up here would lose the names of all VMs.
       retry(() => finish(host, session));
       host.close(session);
@@ -300,14 +301,6 @@ export class Agent {
     this.#observe(phase);
     return result;
   }
-}
-
-/** The agent that wrote it may be of another release: what is not known is not guessed at. */
-function readJournal(record: MemfdRecord<unknown>): Journal {
-  const journal = record.read() as Partial<Journal> | null;
-  if (journal?.format !== JOURNAL_FORMAT)
-    throw new KernelError("EIO", "take over", `unknown journal format ${String(journal?.format)}`);
-  return journal as Journal;
 }
 
 /** Runs a step again when it fails. @throws {KernelError} of the last attempt */

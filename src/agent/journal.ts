@@ -5,6 +5,7 @@
  * how far the update got, from preserved memory alone.
  * @module
  */
+import { KernelError } from "../base/errno.ts";
 
 /** A step of an update with its time on the clock that goes on through a kexec. */
 export interface PhaseRecord {
@@ -42,3 +43,84 @@ export const JOURNAL_SLOT_BYTES = 256 * 1024;
 /** The agent's own session, and the token of the journal in it. */
 export const AGENT_SESSION = "holdfast-agent";
 export const JOURNAL_TOKEN = 1n;
+
+/**
+ * Reads a journal. The agent that wrote it may be of another release or broken: what is not as expected is not
+ * guessed at. Fields that this agent does not know are left out.
+ *
+ * @param value - the journal's record, out of preserved memory
+ * @throws {KernelError} EIO naming the field
+ */
+export function decodeJournal(value: unknown): Journal {
+  const journal = record(value, "");
+  const { format } = journal;
+  if (format !== JOURNAL_FORMAT) throw damaged("format", format, `"${JOURNAL_FORMAT}"`);
+  const vms = array(journal.vms, "vms").map((one, i) => decodeVm(one, `vms[${i}]`));
+  for (const [i, { name }] of vms.entries())
+    if (vms.findIndex((vm) => vm.name === name) !== i)
+      throw damaged(`vms[${i}].name`, name, "a name that no other VM has");
+  return {
+    format: JOURNAL_FORMAT,
+    update: count(journal.update, "update"),
+    fromRelease: string(journal.fromRelease, "fromRelease"),
+    toRelease: string(journal.toRelease, "toRelease"),
+    vms,
+    phases: array(journal.phases, "phases").map((one, i) => decodePhase(one, `phases[${i}]`)),
+    userData: journal.userData ?? null,
+  };
+}
+
+function decodeVm(value: unknown, field: string): VmRecord {
+  const vm = record(value, field);
+  const name = string(vm.name, `${field}.name`);
+  if (name === "") throw damaged(`${field}.name`, name, "the name of a session");
+  return { name, pausedAtNs: time(vm.pausedAtNs, `${field}.pausedAtNs`) };
+}
+
+function decodePhase(value: unknown, field: string): PhaseRecord {
+  const phase = record(value, field);
+  const startNs = time(phase.startNs, `${field}.startNs`);
+  const endNs = time(phase.endNs, `${field}.endNs`);
+  if (endNs < startNs) throw damaged(`${field}.endNs`, endNs, `${startNs} or later`);
+  return {
+    update: count(phase.update, `${field}.update`),
+    name: string(phase.name, `${field}.name`),
+    startNs,
+    endNs,
+  };
+}
+
+function record(value: unknown, field: string): Readonly<Record<string, unknown>> {
+  if (typeof value !== "object" || value === null || Array.isArray(value))
+    throw damaged(field, value, "an object");
+  return value as Readonly<Record<string, unknown>>;
+}
+
+function array(value: unknown, field: string): readonly unknown[] {
+  if (!Array.isArray(value)) throw damaged(field, value, "a list");
+  return value;
+}
+
+function string(value: unknown, field: string): string {
+  if (typeof value !== "string") throw damaged(field, value, "a string");
+  return value;
+}
+
+/** Number of an update: a journal exists from the first on. */
+function count(value: unknown, field: string): number {
+  if (typeof value !== "number" || !Number.isSafeInteger(value) || value < 1)
+    throw damaged(field, value, "a whole number from 1 on");
+  return value;
+}
+
+function time(value: unknown, field: string): number {
+  if (typeof value !== "number" || !Number.isFinite(value) || value < 0)
+    throw damaged(field, value, "a time in nanoseconds");
+  return value;
+}
+
+function damaged(field: string, value: unknown, wanted: string): KernelError {
+  const found = JSON.stringify(value)?.slice(0, 80) ?? "missing";
+  const name = field === "" ? "journal" : `journal.${field}`;
+  return new KernelError("EIO", "take over", `${name} is ${found}, not ${wanted}`);
+}
