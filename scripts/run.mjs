@@ -5,7 +5,7 @@
  * Plain JavaScript, because it runs before anything is installed or built.
  */
 import { spawnSync } from "node:child_process";
-import { existsSync, readdirSync, readFileSync, rmSync, statSync } from "node:fs";
+import { existsSync, lstatSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { dirname, join, relative } from "node:path";
 import { fileURLToPath } from "node:url";
 
@@ -31,17 +31,27 @@ function checkNode() {
     fail(`Node ${process.versions.node} is too old: it needs ${NODE_MINIMUM.join(".")} or newer`);
 }
 
-/** Installs the locked dependencies unless what is installed is at least as new as the lock. */
+/**
+ * Installs the locked dependencies unless exactly these were installed before. By content, not by time: a checkout that
+ * touches the lock must not need a network.
+ */
 function ensureInstalled() {
-  const installed = join(root, "node_modules", ".package-lock.json");
-  const lock = join(root, "package-lock.json");
-  if (existsSync(installed) && statSync(installed).mtimeMs >= statSync(lock).mtimeMs) return;
+  const modules = join(root, "node_modules");
+  const stamp = join(modules, ".holdfast-lock");
+  const lock = readFileSync(join(root, "package-lock.json"), "utf8");
+  if (existsSync(stamp) && readFileSync(stamp, "utf8") === lock) return;
+  // npm ci empties the folder first: not one that is somebody else's.
+  if (existsSync(modules) && lstatSync(modules).isSymbolicLink())
+    fail(
+      "node_modules is a link, and what it leads to does not match package-lock.json: remove the link",
+    );
   console.error("holdfast: installing dependencies (npm ci)");
   // On Windows npm is a script, which only a shell can start.
   run("npm", ["ci", "--no-audit", "--no-fund", "--loglevel=error"], {
     shell: process.platform === "win32",
     stdio: ["ignore", 2, 2],
   });
+  writeFileSync(stamp, lock);
 }
 
 /** The path of a locally installed command's JavaScript entry. */

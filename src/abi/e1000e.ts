@@ -54,7 +54,6 @@ export const E1000_GPTC = 0x4080;
 export const E1000_RNBC = 0x40a0;
 export const E1000_TPR = 0x40d0;
 export const E1000_TPT = 0x40d4;
-export const E1000_RFCTL = 0x5008;
 /** Multicast table: 128 registers. */
 export const E1000_MTA = 0x5200;
 export const E1000_MTA_COUNT = 128;
@@ -83,7 +82,6 @@ export const E1000_ALIASES: Readonly<Record<number, number>> = {
 export const E1000_CTRL_FD = 1 << 0;
 /** No new requests upstream; STATUS.GIO_MASTER_ENABLE then reads 0. */
 export const E1000_CTRL_GIO_MASTER_DISABLE = 1 << 2;
-export const E1000_CTRL_ASDE = 1 << 5;
 /** Set link up. */
 export const E1000_CTRL_SLU = 1 << 6;
 export const E1000_CTRL_SPD_1000 = 2 << 8;
@@ -111,7 +109,6 @@ export const E1000_ICR_LSC = 1 << 2;
 export const E1000_ICR_RXDMT0 = 1 << 4;
 export const E1000_ICR_RXO = 1 << 6;
 export const E1000_ICR_RXT0 = 1 << 7;
-export const E1000_ICR_MDAC = 1 << 9;
 /** Some cause is pending. Read only. */
 export const E1000_ICR_INT_ASSERTED = 0x80000000;
 
@@ -148,7 +145,6 @@ export const E1000_RAH_AV = 0x80000000;
 
 /** Both legacy descriptors have 16 bytes. A ring's length is a multiple of 128 bytes, its base of 16. */
 export const E1000_DESCRIPTOR_BYTES = 16;
-export const E1000_RING_ALIGN_BYTES = 128;
 export const E1000_RING_LENGTH_MASK = 0xfff80;
 
 /** Legacy receive descriptor: u64 buffer, u16 length, u16 checksum, u8 status, u8 errors, u16 special. */

@@ -38,7 +38,6 @@ export const iommufd_hwpt_ser = struct("iommufd_hwpt_ser", {
   area_count: u32,
   reserved: u32,
 });
-export type IommufdHwptSer = ValueOf<typeof iommufd_hwpt_ser>;
 
 /** A range of IOVAs, and the bytes of a file of the same session that back it. */
 export const iommufd_area_ser = struct("iommufd_area_ser", {

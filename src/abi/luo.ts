@@ -42,7 +42,6 @@ export const LUO_SESSION_SER = struct("luo_session_ser", {
   /** Files in all blocks. */
   count: u64,
 });
-export type LuoSessionSer = ValueOf<typeof LUO_SESSION_SER>;
 
 /** One file of a session. */
 export const LUO_FILE_SER = struct("luo_file_ser", {
@@ -53,7 +52,6 @@ export const LUO_FILE_SER = struct("luo_file_ser", {
   /** What userspace calls the file; unique in its session. */
   token: token64,
 });
-export type LuoFileSer = ValueOf<typeof LUO_FILE_SER>;
 
 export const LUO_FLB_HEADER_SER = struct("luo_flb_header_ser", {
   /** Pages from here on: 1. */
@@ -69,7 +67,6 @@ export const LUO_FLB_SER = struct("luo_flb_ser", {
   /** Preserved files that depend on it. */
   count: u64,
 });
-export type LuoFlbSer = ValueOf<typeof LUO_FLB_SER>;
 
 /** Pages of the FLB array. */
 export const LUO_FLB_PGCNT = 1;

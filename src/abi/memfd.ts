@@ -7,7 +7,7 @@
  * @module
  */
 import { KHO_VMALLOC } from "./kho-vmalloc.ts";
-import { struct, u32, u64, type ValueOf } from "./struct.ts";
+import { struct, u32, u64 } from "./struct.ts";
 import type { WordReader, WordWriter } from "./words.ts";
 
 /** Name of the file handler. */
@@ -34,7 +34,6 @@ export const MEMFD_LUO_SER = struct("memfd_luo_ser", {
   /** The array's pages. */
   folios: KHO_VMALLOC,
 });
-export type MemfdLuoSer = ValueOf<typeof MEMFD_LUO_SER>;
 
 /** Bytes of a `struct memfd_luo_folio_ser`: { u64 pfn:52, flags:12; u64 index }. */
 export const MEMFD_LUO_FOLIO_SER_BYTES = 16;

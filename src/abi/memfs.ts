@@ -177,7 +177,6 @@ export const MEMFS_EXTENT_TABLE = {
 
 export type MemfsSuperblock = ValueOf<typeof MEMFS_SUPERBLOCK>;
 export type MemfsInode = ValueOf<typeof MEMFS_INODE>;
-export type MemfsName = ValueOf<typeof MEMFS_NAME>;
 export type MemfsExtent = ValueOf<typeof MEMFS_EXTENT>;
 /** The geometry of a table. */
 export type MemfsTable = typeof MEMFS_INODE_TABLE | typeof MEMFS_EXTENT_TABLE;

@@ -9,7 +9,6 @@
 
 /** Bytes of config space of one function under ECAM. */
 export const PCI_CFG_SPACE_EXP_SIZE = 4096;
-export const PCI_MAX_BUS = 255;
 /** Functions (device · 8 + function) of one bus. */
 export const PCI_DEVFNS_PER_BUS = 256;
 
@@ -60,9 +59,7 @@ export const PCI_SECONDARY_BUS = 0x19;
 export const PCI_SUBORDINATE_BUS = 0x1a;
 /** Bits 15:4 are address bits 31:20 of the window's start; the limit at + 2 likewise, inclusive. */
 export const PCI_MEMORY_BASE = 0x20;
-export const PCI_MEMORY_LIMIT = 0x22;
 export const PCI_PREF_MEMORY_BASE = 0x24;
-export const PCI_PREF_MEMORY_LIMIT = 0x26;
 export const PCI_PREF_BASE_UPPER32 = 0x28;
 export const PCI_PREF_LIMIT_UPPER32 = 0x2c;
 export const PCI_PREF_RANGE_TYPE_64 = 0x1;
@@ -92,7 +89,7 @@ export const PCI_MSI_MASK_64 = 16;
 export const PCI_MSI_PENDING_64 = 20;
 
 /**
- * Writes to this range are interrupts, not memory accesses. Source: Intel SDM Vol. 3 §11.11; VT-d r4.1 §3.14.
+ * Writes to this range are interrupts, not memory accesses. Source: Intel SDM Vol. 3 §11.11; VT-d rev 5.0 §3.14.
  */
 export const MSI_ADDRESS_BASE = 0xfee00000;
 export const MSI_ADDRESS_LAST = 0xfeefffff;
@@ -101,7 +98,6 @@ export const MSI_DATA_VECTOR_MASK = 0xff;
 
 /** PCI Express capability: offsets from it. */
 export const PCI_EXP_FLAGS = 2;
-export const PCI_EXP_FLAGS_VERS = 0x000f;
 export const PCI_EXP_FLAGS_TYPE_SHIFT = 4;
 export const PCI_EXP_TYPE_ENDPOINT = 0x0;
 export const PCI_EXP_TYPE_ROOT_PORT = 0x4;
@@ -112,8 +108,9 @@ export const PCI_EXP_DEVCAP_FLR = 0x10000000;
 export const PCI_EXP_DEVCTL = 8;
 /** Initiate function level reset; reads as 0. */
 export const PCI_EXP_DEVCTL_BCR_FLR = 0x8000;
-/** Bytes of the capability, version 2. */
-export const PCI_CAP_EXP_SIZEOF_V2 = 60;
+export const PCI_EXP_DEVSTA = 10;
+/** Requests of the function are without their completions. */
+export const PCI_EXP_DEVSTA_TRPND = 0x0020;
 
 /** Offset of a function's config space within the ECAM window whose first bus is `startBus`. */
 export function ecamOffset(startBus: number, bdf: number): number {

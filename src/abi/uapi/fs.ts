@@ -14,11 +14,8 @@ export const O_CREAT = 0o100;
 export const O_EXCL = 0o200;
 export const O_NOCTTY = 0o400;
 export const O_TRUNC = 0o1000;
-export const O_APPEND = 0o2000;
 export const O_NONBLOCK = 0o4000;
-export const O_LARGEFILE = 0o100000;
 export const O_DIRECTORY = 0o200000;
-export const O_NOFOLLOW = 0o400000;
 export const O_CLOEXEC = 0o2000000;
 export const O_PATH = 0o10000000;
 
@@ -35,10 +32,7 @@ export const FALLOC_FL_PUNCH_HOLE = 0x02;
 
 // fcntl(2)
 export const F_DUPFD = 0;
-export const F_GETFD = 1;
-export const F_SETFD = 2;
 export const F_GETFL = 3;
-export const F_SETFL = 4;
 export const F_ADD_SEALS = 1033;
 export const F_GET_SEALS = 1034;
 
@@ -56,9 +50,6 @@ export const MFD_HUGETLB = 0x0004;
 export const MFD_NOEXEC_SEAL = 0x0008;
 export const MFD_EXEC = 0x0010;
 export const MFD_HUGE_SHIFT = 26;
-export const MFD_HUGE_MASK = 0x3f;
-export const MFD_HUGE_2MB = (21 << MFD_HUGE_SHIFT) >>> 0;
-export const MFD_HUGE_1GB = (30 << MFD_HUGE_SHIFT) >>> 0;
 /** Longest name, in bytes without the NUL: NAME_MAX less the prefix "memfd:". */
 export const MFD_NAME_MAX_LEN = 249;
 

@@ -11,4 +11,3 @@ export const LINUX_REBOOT_CMD_POWER_OFF = 0x4321fedc;
 export const LINUX_REBOOT_CMD_KEXEC = 0x45584543;
 /** Resets the machine through firmware. */
 export const LINUX_REBOOT_CMD_RESTART = 0x01234567;
-export const LINUX_REBOOT_CMD_HALT = 0xcdef0123;

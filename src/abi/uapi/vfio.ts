@@ -29,6 +29,8 @@ export const VFIO_REGION_INFO_FLAG_READ = 1 << 0;
 export const VFIO_REGION_INFO_FLAG_WRITE = 1 << 1;
 
 export const VFIO_IRQ_INFO_EVENTFD = 1 << 0;
+export const VFIO_IRQ_INFO_MASKABLE = 1 << 1;
+export const VFIO_IRQ_INFO_AUTOMASKED = 1 << 2;
 export const VFIO_IRQ_INFO_NORESIZE = 1 << 3;
 
 export const VFIO_IRQ_SET_DATA_NONE = 1 << 0;
@@ -43,20 +45,13 @@ export const VFIO_IRQ_SET_ACTION_TYPE_MASK =
   VFIO_IRQ_SET_ACTION_MASK | VFIO_IRQ_SET_ACTION_UNMASK | VFIO_IRQ_SET_ACTION_TRIGGER;
 
 export const VFIO_DEVICE_ATTACH_PASID = 1 << 0;
-export const VFIO_DEVICE_DETACH_PASID = 1 << 0;
 
-export const VFIO_PCI_BAR0_REGION_INDEX = 0;
-export const VFIO_PCI_BAR5_REGION_INDEX = 5;
-export const VFIO_PCI_ROM_REGION_INDEX = 6;
 export const VFIO_PCI_CONFIG_REGION_INDEX = 7;
 export const VFIO_PCI_VGA_REGION_INDEX = 8;
 export const VFIO_PCI_NUM_REGIONS = 9;
 
 export const VFIO_PCI_INTX_IRQ_INDEX = 0;
 export const VFIO_PCI_MSI_IRQ_INDEX = 1;
-export const VFIO_PCI_MSIX_IRQ_INDEX = 2;
-export const VFIO_PCI_ERR_IRQ_INDEX = 3;
-export const VFIO_PCI_REQ_IRQ_INDEX = 4;
 export const VFIO_PCI_NUM_IRQS = 5;
 
 /** Region `index` of a device begins at file offset index · 2^40. Userspace should ask GET_REGION_INFO. */

@@ -79,24 +79,3 @@ describe("Scratch.overlaps()", () => {
     assert.ok(!scratch.overlaps(4 * GIB - 1, 1) && !scratch.overlaps(4 * GIB + 4 * MIB, GIB));
   });
 });
-
-describe("Scratch.bootMemory()", () => {
-  it("gives out scratch alone, by node, without the array's page", () => {
-    const scratch = Scratch.reserve(FIRMWARE, [], SIZES);
-    const memblock = scratch.bootMemory(FIRMWARE);
-    const total = scratch.areas.reduce((sum, area) => sum + area.size, 0);
-    assert.equal(memblock.freeBytes(), total - 4096);
-    assert.equal(memblock.alloc(4096, 4096, { node: 1 }), 4 * GIB);
-    for (;;) {
-      let pa: number;
-      try {
-        pa = memblock.alloc(MIB, 4096);
-      } catch (error) {
-        if (!isKernelError(error, "ENOMEM")) throw error;
-        break;
-      }
-      assert.ok(scratch.overlaps(pa, 1) && scratch.overlaps(pa + MIB - 1, 1));
-      assert.ok(pa > scratch.arrayPa || pa + MIB <= scratch.arrayPa);
-    }
-  });
-});

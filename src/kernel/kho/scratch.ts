@@ -123,27 +123,6 @@ export class Scratch {
       KHO_SCRATCH.write(memory, this.arrayPa + index * KHO_SCRATCH.sizeBytes, area);
     });
   }
-
-  /**
-   * Memory for boot alone while the handover is not read yet: scratch, without the array's pages.
-   * Nothing that is taken from it can be handed over.
-   */
-  bootMemory(firmware: FirmwareMap): Memblock {
-    const memblock = new Memblock(
-      this.ranges.map((range) => ({
-        ...range,
-        node:
-          firmware.memory.find(
-            (m) => range.start >= m.start && range.start < m.start + m.lengthBytes,
-          )?.node ?? 0,
-      })),
-    );
-    memblock.reserve({
-      start: this.arrayPa,
-      lengthBytes: alignUp(this.arraySizeBytes, PAGE_SIZE),
-    });
-    return memblock;
-  }
 }
 
 function roundedSize(bytes: number): number {

@@ -1,9 +1,8 @@
 /**
  * Memory before there is a page allocator: ranges from which boot takes pieces for good.
  *
- * Why: where scratch goes must be decided before the page allocator can be made. After a kexec, boot may use
- * scratch alone until the whole handover is read, so a memblock then is made of the scratch areas: it cannot
- * give out anything else.
+ * Why: where scratch goes must be decided before the page allocator can be made, on a cold boot. After a kexec scratch is
+ * inherited, and nothing is stored anywhere until the handover is found good.
  * Source: the idea of Linux's mm/memblock.c.
  * @module
  */

@@ -218,6 +218,8 @@ test("GET_INFO, GET_REGION_INFO, GET_IRQ_INFO describe the function", () => {
   assert.throws(() => vfio.regionInfo(host, fd, 2 ** 32 - 1), failsWith("EINVAL"));
   const counts = Array.from({ length: 5 }, (_, i) => vfio.irqInfo(host, fd, i).count);
   assert.deepEqual(counts, [0, 1, 0, 0, 0]);
+  const flags = Array.from({ length: 5 }, (_, i) => vfio.irqInfo(host, fd, i).flags);
+  assert.deepEqual(flags, [0b0111, 0b1001, 0b1001, 0b1001, 0b1001], "as Linux has them");
   assert.throws(() => vfio.irqInfo(host, fd, 5), failsWith("EINVAL"));
   assert.throws(
     () => call(kernel, fd, uapi.VFIO_DEVICE_GET_INFO, uapi.vfio_device_info, { argsz: 15 }),

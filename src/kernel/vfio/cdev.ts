@@ -167,7 +167,11 @@ export class VfioDeviceFile extends File {
     if (info.index >= uapi.VFIO_PCI_NUM_IRQS)
       throw new KernelError("EINVAL", op, `there is no interrupt index ${info.index}`);
     const count = this.#irqCount(info.index);
-    const flags = uapi.VFIO_IRQ_INFO_EVENTFD | uapi.VFIO_IRQ_INFO_NORESIZE;
+    const kind =
+      info.index === uapi.VFIO_PCI_INTX_IRQ_INDEX
+        ? uapi.VFIO_IRQ_INFO_MASKABLE | uapi.VFIO_IRQ_INFO_AUTOMASKED
+        : uapi.VFIO_IRQ_INFO_NORESIZE;
+    const flags = uapi.VFIO_IRQ_INFO_EVENTFD | kind;
     writeArgs(layout, argument, { ...info, flags, count }, layout.sizeBytes);
     return 0;
   }
