@@ -1,7 +1,8 @@
 /**
  * One PCI function of this kernel: registers by name, bus mastering, capabilities, reset.
  *
- * Source: Linux 7.3 drivers/pci/pci.c (pci_set_master, pci_find_capability, pcie_flr, pci_save_state)
+ * Source: Linux 7.3 drivers/pci/pci.c (pci_set_master, pci_find_capability, pcie_flr,
+ *   pci_wait_for_pending_transaction, pci_save_state)
  * @module
  */
 import {
@@ -20,6 +21,8 @@ import {
   PCI_EXP_DEVCAP_FLR,
   PCI_EXP_DEVCTL,
   PCI_EXP_DEVCTL_BCR_FLR,
+  PCI_EXP_DEVSTA,
+  PCI_EXP_DEVSTA_TRPND,
   PCI_HEADER_TYPE,
   PCI_HEADER_TYPE_BRIDGE,
   PCI_HEADER_TYPE_MASK,
@@ -38,7 +41,7 @@ import { type BarShape, barAddress, readBarRegisters } from "./base-address.ts";
 import type { ConfigAccess } from "./config-access.ts";
 import { type PciBar, type PciFunction, pciName } from "./function.ts";
 
-/** Reads until a function answers again after a reset. Each is a bus transaction: seconds on real hardware. */
+/** Reads until a function has its completions, or answers again. Each is a bus transaction: a second on real hardware. */
 const RESET_POLLS_MAX = 1_000_000;
 
 export class PciDevice implements PciFunction {
@@ -141,6 +144,7 @@ export class PciDevice implements PciFunction {
     const saved = this.#save();
     // Neither requests nor accesses while it resets.
     this.configWrite(PCI_COMMAND, 2, PCI_COMMAND_INTX_DISABLE);
+    this.#awaitCompletions(express);
     const control = this.configRead(express + PCI_EXP_DEVCTL, 2);
     this.configWrite(express + PCI_EXP_DEVCTL, 2, control | PCI_EXP_DEVCTL_BCR_FLR);
     this.#awaitAnswer();
@@ -163,6 +167,15 @@ export class PciDevice implements PciFunction {
       offsets.push(msi);
     }
     return offsets.map((offset) => [offset, this.configRead(offset, 4)]);
+  }
+
+  /**
+   * Waits for the completions of requests that are under way: one that comes after the reset may be taken for the answer
+   * to a new request (PCIe §6.6.2). A function that never gets them is reset all the same: that is what a reset is for.
+   */
+  #awaitCompletions(express: number): void {
+    for (let i = 0; i < RESET_POLLS_MAX; i++)
+      if ((this.configRead(express + PCI_EXP_DEVSTA, 2) & PCI_EXP_DEVSTA_TRPND) === 0) return;
   }
 
   #awaitAnswer(): void {

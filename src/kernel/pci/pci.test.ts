@@ -438,6 +438,29 @@ test("reset() resets the device and keeps BARs, command register and MSI", () =>
   }
 });
 
+test("reset() waits for completions with bus mastering off, and resets one that never gets them", () => {
+  for (const reads of [0, 5, Number.POSITIVE_INFINITY]) {
+    const hw = hardware([[NIC]]);
+    const nic = at(coldBoot(hw).core, 0);
+    nic.setBusMaster(true);
+    const status = nic.capability(reg.PCI_CAP_ID_EXP) + reg.PCI_EXP_DEVSTA;
+    const [endpoint] = hw.endpoints;
+    const configRead = endpoint.configRead.bind(endpoint);
+    const resets = hw.models[0].resets;
+    let left = reads;
+    endpoint.configRead = (offset, size) => {
+      if (offset !== status) return configRead(offset, size);
+      assert.equal(hw.models[0].resets, resets, "not reset before");
+      assert.ok(!endpoint.busMaster, "nothing new is asked for");
+      return left-- > 0 ? reg.PCI_EXP_DEVSTA_TRPND : 0;
+    };
+    nic.reset();
+    assert.equal(hw.models[0].resets, resets + 1);
+    if (reads < 10) assert.equal(left, -1, "every answer but the last was that some are missing");
+    assert.ok(endpoint.busMaster);
+  }
+});
+
 test("reset() fails with ENOTTY without FLR, and with EBUSY while preserved", () => {
   const hw = hardware([[{ below: [NIC] }]]);
   const { core } = coldBoot(hw);

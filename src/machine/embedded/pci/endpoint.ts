@@ -19,6 +19,7 @@ import {
   PCI_EXP_DEVCAP_FLR,
   PCI_EXP_DEVCTL,
   PCI_EXP_DEVCTL_BCR_FLR,
+  PCI_EXP_DEVSTA,
   PCI_EXP_TYPE_ENDPOINT,
   PCI_HEADER_TYPE,
   PCI_HEADER_TYPE_NORMAL,
@@ -92,6 +93,8 @@ export class PciEndpoint extends FabricFunction {
     this.defineExpress(PCI_EXP_TYPE_ENDPOINT, PCI_EXP_DEVCAP_FLR);
     const devctl = EXP_CAPABILITY + PCI_EXP_DEVCTL;
     this.config.define(devctl, 2, 0, PCI_EXP_DEVCTL_BCR_FLR);
+    // Transactions Pending is never set: a model's read has its completion when it returns.
+    this.config.define(EXP_CAPABILITY + PCI_EXP_DEVSTA, 2, 0);
     this.model.reset();
   }
 

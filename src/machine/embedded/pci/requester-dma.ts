@@ -3,7 +3,7 @@
  *
  * Why: here is where a device without bus mastering is stopped, where a request becomes interrupt or memory access, and
  * where its address is translated; no device model can go around it.
- * Source: PCI Express Base 5.0 §2.4 (ordering), §6.6; VT-d r4.1 §3.14 (interrupt addresses are not translated)
+ * Source: PCI Express Base 5.0 §2.4 (ordering), §6.6; VT-d rev 5.0 §3.14 (interrupt addresses are not translated)
  * Invariants: writes of one function are seen in the order in which it made them; a request is looked at page by page
  *   and stops at the first page that fails.
  * Not modelled: peer-to-peer (an address outside RAM is an unsupported request), interrupt remapping, ATS, PASID.
