@@ -82,10 +82,11 @@ async function runHost(t: TestContext, { updates, framesPerSecond }: Run) {
   for (const { problem } of machine.jumps) assert.equal(problem, null);
   const { result, problems } = judge({
     place: "qemu",
-    requested: { updates, vms: VMS },
+    requested: { updates, vms: VMS, framesPerSecond },
     events,
     jumps: machine.jumps.map((jump) => ({ ...jump, requestedNs: jump.stopRequestedNs })),
     nics,
+    blockedRequests: [machine.faults.length],
   });
   for (const vm of result.vms)
     t.diagnostic(
