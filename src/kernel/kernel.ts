@@ -13,6 +13,7 @@ import { PAGE_SIZE } from "../base/units.ts";
 import type { Machine } from "../machine/machine.ts";
 import type { KernelOptions } from "./command-line.ts";
 import { blockAll } from "./iommu/block-all.ts";
+import { DmaFaultLog, type DmaFaults } from "./iommu/dma-fault-log.ts";
 import { VtdIommu } from "./iommu/vtd-iommu.ts";
 import { IommufdFile } from "./iommufd/file.ts";
 import { Iommufd } from "./iommufd/iommufd.ts";
@@ -70,7 +71,7 @@ export interface HandoverSizes {
   readonly guestBytes: number;
 }
 
-/** Where the kernel tells about itself: `leaks` and `handover`, JSON, one object a file. */
+/** Where the kernel tells about itself: `leaks`, `handover` and `faults`, JSON, one object a file. */
 const DEBUG_MOUNT = "/sys/kernel/debug/holdfast";
 const VFIO_CLASS = "/sys/class/vfio-dev";
 const DIRECTORIES = [
@@ -100,6 +101,7 @@ export class Kernel {
   readonly vfs: Vfs;
   readonly #parts: KernelParts;
   readonly #records: RecordPages;
+  readonly #dmaFaults: DmaFaultLog;
 
   /**
    * Boots. After a failure nothing of the handover is lost: `incoming.startOver()`, and another attempt may follow.
@@ -132,6 +134,7 @@ export class Kernel {
     this.#records = new RecordPages({ memory, mm, kho, faults });
     this.pci = new PciCore({ machine, records: this.#records, faults });
     this.iommu = new VtdIommu({ machine, mm, kho, faults, superpages: options.superpages });
+    this.#dmaFaults = new DmaFaultLog(this.iommu, log);
     this.shmem = new Shmem({ memory, mm });
     const { nodeCount } = machine.firmware;
     this.memfs = new Memfs({ memory, mm, kho, faults, nodeCount, incoming: decodedMemfs });
@@ -185,6 +188,8 @@ export class Kernel {
     this.vfs.mount(BOOT_MOUNT, () => bootFilesystem(machine.kexec.installed));
     this.#mountSysfs();
     faults.point("boot:done");
+    // Last: an attempt to boot that fails must not swallow them.
+    this.#dmaFaults.drainAtBoot();
     mm.releaseFrees();
   }
 
@@ -199,7 +204,10 @@ export class Kernel {
       memfdCreate: (name, flags) => this.shmem.memfdCreate(name, flags),
       kexecFileLoad: (image, line) => this.kexec.fileLoad(image, line),
       kexecUnload: () => this.kexec.unload(),
-      reboot: (command) => this.kexec.reboot(command),
+      reboot: (command) => {
+        this.#dmaFaults.drain();
+        return this.kexec.reboot(command);
+      },
       onSleep: () => this.vfio.deliverInterrupts(),
       clock: machine.clock,
       interrupts: machine.interrupts,
@@ -231,8 +239,15 @@ export class Kernel {
     return { bytes: preservedBytes - guestBytes + metadataBytes, guestBytes };
   }
 
+  /** Blocked DMA since boot; what the units have recorded until now is among it. */
+  dmaFaults(): DmaFaults {
+    this.#dmaFaults.drain();
+    return this.#dmaFaults.counts();
+  }
+
   #debugFiles(): ReadonlyMap<string, () => string> {
     return new Map([
+      ["faults", () => `${JSON.stringify(this.dmaFaults())}\n`],
       ["leaks", () => `${JSON.stringify(this.leaks())}\n`],
       ["handover", () => `${JSON.stringify(this.handover())}\n`],
     ]);

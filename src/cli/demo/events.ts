@@ -41,6 +41,14 @@ export type DemoEvent =
       readonly guestBytes: number;
     }
   | {
+      /** The remapping units have blocked DMA; told only if they have. Counts are those since this kernel's boot. */
+      readonly event: "faults";
+      readonly update: number;
+      readonly functions: readonly FunctionFaults[];
+      /** How often faults were lost for want of records. */
+      readonly overflows: number;
+    }
+  | {
       /** The guests have run for a while, all of them together. */
       readonly event: "ran";
       readonly startNs: number;
@@ -64,6 +72,13 @@ export interface VmReport {
   readonly dirtied: number;
   /** What the guest's own audit found wrong. */
   readonly problems: readonly string[];
+}
+
+/** Blocked DMA of a function, as in /sys/kernel/debug/holdfast/faults. */
+export interface FunctionFaults {
+  readonly function: string;
+  readonly reads: number;
+  readonly writes: number;
 }
 
 export interface Leaks {

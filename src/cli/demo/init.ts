@@ -16,7 +16,13 @@ import { readTextFile } from "../../host/read-file.ts";
 import { listVfioDevices } from "../../host/vfio-devices.ts";
 import { bootNicGuest } from "../../vmm/nic-guest.ts";
 import { VirtualMachine } from "../../vmm/virtual-machine.ts";
-import { type DemoEvent, type DemoPlan, type Leaks, planFromCommandLine } from "./events.ts";
+import {
+  type DemoEvent,
+  type DemoPlan,
+  type FunctionFaults,
+  type Leaks,
+  planFromCommandLine,
+} from "./events.ts";
 
 const STORE = "guests";
 const MOUNT_POINT = "/mnt/guests";
@@ -47,6 +53,8 @@ export function demoInit(host: Host): never {
   // Long before the update: a kernel that has had time to prepare itself boots faster.
   if (agent.updates < plan.updates) host.kexecFileLoad(image, host.commandLine);
   runFor(host, vms, plan.runNs, say);
+  // What is blocked from here to the jump the next kernel finds at its boot.
+  if (agent.updates < plan.updates) sayFaults(host, agent.updates, say);
   if (agent.updates < plan.updates) {
     try {
       agent.update(vms, image, host.commandLine);
@@ -62,7 +70,7 @@ export function demoInit(host: Host): never {
       });
     }
   }
-  return finishDemo(host, vms, say);
+  return finishDemo(host, vms, agent.updates, say);
 }
 
 function mountStore(host: Host): void {
@@ -155,10 +163,21 @@ function sayHandover(host: Host, agent: Agent, say: (event: DemoEvent) => void):
   say({ event: "handover", update: agent.updates, ...handover });
 }
 
+/** Counts are those since boot: of one kernel the last event is to be used. */
+function sayFaults(host: Host, update: number, say: (event: DemoEvent) => void): void {
+  const faults = JSON.parse(readTextFile(host, `${DEBUG}/faults`)) as {
+    functions: readonly FunctionFaults[];
+    overflows: number;
+  };
+  if (faults.functions.length > 0 || faults.overflows > 0)
+    say({ event: "faults", update, ...faults });
+}
+
 /** Stops the guests, lets the rings run dry, audits, takes everything down, counts what is left. */
 function finishDemo(
   host: Host,
   vms: readonly VirtualMachine[],
+  update: number,
   say: (event: DemoEvent) => void,
 ): never {
   for (const vm of vms) vm.guest.shutDown();
@@ -181,6 +200,7 @@ function finishDemo(
     });
     vm.destroy();
   }
+  sayFaults(host, update, say);
   const leaks = JSON.parse(readTextFile(host, `${DEBUG}/leaks`)) as Leaks;
   say({ event: "leaks", leaks });
   return host.reboot(LINUX_REBOOT_CMD_POWER_OFF);

@@ -7,7 +7,10 @@ import { MIB } from "../../base/units.ts";
 import { RESTORES } from "../../kernel/restores.ts";
 import { type MachineConfig, standardConfig } from "../../machine/embedded/config.ts";
 import { DeterministicMachine } from "../../machine/embedded/deterministic.ts";
-import type { NicStatistics } from "../../machine/embedded/hardware-statistics.ts";
+import type {
+  HardwareStatistics,
+  NicStatistics,
+} from "../../machine/embedded/hardware-statistics.ts";
 import type { Firmware, KernelImage } from "../../machine/machine.ts";
 import type { Ram } from "../../machine/physical-memory.ts";
 import { QemuMachine } from "../../machine/qemu/qemu-machine.ts";
@@ -57,6 +60,8 @@ export interface FramesInJump {
 export interface DemoRun {
   readonly jumps: readonly JumpTimes[];
   readonly nics: readonly NicCounts[];
+  /** By PCI segment: requests that its remapping unit blocked, of all functions, as the hardware counts them. */
+  readonly blockedRequests: readonly number[];
   /** Of the deterministic machine: what a replay must reproduce. Takes a second for each GiB that was stored to. */
   readonly hashes: (() => { readonly log: string; readonly memory: string }) | null;
 }
@@ -123,13 +128,26 @@ interface ThreadedMachine {
   readonly ram: Ram;
   readonly firmware: Firmware;
   nics(): readonly NicStatistics[];
+  /** By PCI segment; complete when the machine has ended. */
+  blockedRequests(): readonly number[];
   run(image: KernelImage, commandLine: string): Promise<LiveEnd>;
   close(): Promise<void>;
 }
 
 type PowerOn = (config: MachineConfig, options: LiveOptions) => Promise<ThreadedMachine>;
 
-const startQemu: PowerOn = (config, options) => QemuMachine.start(config, options);
+const startQemu: PowerOn = async (config, options) => {
+  const machine = await QemuMachine.start(config, options);
+  return {
+    ram: machine.ram,
+    firmware: machine.firmware,
+    nics: () => machine.nics(),
+    // QEMU counts nothing: what its unit still has on record at the end, beside what the kernels took and told.
+    blockedRequests: () => [machine.faults.length + (machine.faultsLost ? 1 : 0)],
+    run: (image, commandLine) => machine.run(image, commandLine),
+    close: () => machine.close(),
+  };
+};
 
 const startEmbedded: PowerOn = async (config, options) => {
   const machine = new LiveMachine(config, options);
@@ -137,6 +155,7 @@ const startEmbedded: PowerOn = async (config, options) => {
     ram: machine.ram,
     firmware: machine.firmware,
     nics: () => machine.statistics.nics(),
+    blockedRequests: () => blockedRequests(config, machine.statistics),
     run: (image, commandLine) => machine.run(image, commandLine),
     close: () => machine.close(),
   };
@@ -166,7 +185,12 @@ async function runLive(
   try {
     // Aborted while it was powered on: nobody would tell it any more.
     if (!signal.aborted) await machine.run(config.installed[0], commandLine);
-    return { jumps, nics: machine.nics().map(nicCounts), hashes: null };
+    return {
+      jumps,
+      nics: machine.nics().map(nicCounts),
+      blockedRequests: machine.blockedRequests(),
+      hashes: null,
+    };
   } finally {
     signal.removeEventListener("abort", close);
     await machine.close();
@@ -198,6 +222,7 @@ function runDeterministic(
   return {
     jumps,
     nics: machine.statistics.nics().map(nicCounts),
+    blockedRequests: blockedRequests(config, machine.statistics),
     hashes: () => ({ log: machine.logHash(), memory: machine.memoryHash() }),
   };
 }
@@ -217,6 +242,10 @@ function countFramesInJumps(counts: () => readonly NicStatistics[]): () => Frame
       transmitted: seen.transmitted - before.transmitted,
     };
   };
+}
+
+function blockedRequests(config: MachineConfig, statistics: HardwareStatistics): number[] {
+  return config.segments.map((_, segment) => statistics.dmaFaults(segment));
 }
 
 function nicCounts(nic: NicStatistics): NicCounts {

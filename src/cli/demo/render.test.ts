@@ -73,6 +73,7 @@ test("table() has a row for each VM under its columns, the leaks, and each probl
     result: RESULT,
     transmitted: [99],
     problems: ["vm0: 1 frames lost"],
+    notes: ["vm0: seldom"],
   }).split("\n");
   assert.match(lines[0], /^vm +memory +sent to it +received +sent by it +lost +corrupt/);
   assert.match(lines[1], /^vm0 +256 MiB +12345 +12344 +99 +1 +0 +20 +0 +0 B +51\.3 48\.0$/);
@@ -83,11 +84,14 @@ test("table() has a row for each VM under its columns, the leaks, and each probl
     assert.equal(lines[1][end], " ", heading);
   }
   assert.ok(lines.includes("leaked: 1 pages, 2 pins, 3 domains"));
-  assert.equal(lines.at(-1), "PROBLEM: vm0: 1 frames lost");
+  assert.deepEqual(lines.slice(-2), ["note: vm0: seldom", "PROBLEM: vm0: 1 frames lost"]);
 });
 
 test("table() says that nothing went wrong only when nothing did", () => {
   const said = /nothing lost, nothing corrupt, nothing copied, nothing leaked/;
-  assert.match(table({ result: RESULT, transmitted: [99], problems: [] }), said);
-  assert.doesNotMatch(table({ result: RESULT, transmitted: [99], problems: ["x"] }), said);
+  assert.match(table({ result: RESULT, transmitted: [99], problems: [], notes: [] }), said);
+  assert.doesNotMatch(
+    table({ result: RESULT, transmitted: [99], problems: ["x"], notes: [] }),
+    said,
+  );
 });

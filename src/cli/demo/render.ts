@@ -35,6 +35,11 @@ export class Narrator {
             `the guests received ${event.received} frames and queued ${event.transmitted}`,
           ),
         ];
+      case "faults":
+        return event.functions.map(
+          ({ function: name, reads, writes }) =>
+            `  FAULTS    ${name}: ${reads} reads and ${writes} writes were blocked`,
+        );
       case "vm":
       case "leaks":
         return [];
@@ -59,7 +64,7 @@ function phaseLine(name: string, durationNs: number, remark = ""): string {
 }
 
 /** The final table. */
-export function table({ result, transmitted, problems }: Verdict): string {
+export function table({ result, transmitted, problems, notes }: Verdict): string {
   const rows = [
     [
       "vm",
@@ -105,6 +110,7 @@ export function table({ result, transmitted, problems }: Verdict): string {
     `updates ${result.updates}; handover ${formatBytes(handover.bytes)} beside ${formatBytes(handover.guestBytes)} of guest memory`,
     `leaked: ${leaks.pages} pages, ${leaks.pins} pins, ${leaks.domains} domains`,
   );
+  lines.push(...notes.map((note) => `note: ${note}`));
   if (problems.length === 0)
     lines.push("nothing lost, nothing corrupt, nothing copied, nothing leaked");
   else lines.push(...problems.map((problem) => `PROBLEM: ${problem}`));

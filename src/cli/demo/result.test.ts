@@ -68,7 +68,7 @@ function jumpTimes(update: number): JumpTimes {
 function good(): Testimony & { events: DemoEvent[]; jumps: JumpTimes[]; nics: NicCounts[] } {
   return {
     place: "embedded",
-    requested: { updates: 2, vms: 1 },
+    requested: { updates: 2, vms: 1, framesPerSecond: 5000 },
     events: [
       { event: "boot", release: "r0", update: 0, atNs: 0 },
       ...updateEvents(1),
@@ -78,6 +78,7 @@ function good(): Testimony & { events: DemoEvent[]; jumps: JumpTimes[]; nics: Ni
     ],
     jumps: [jumpTimes(1), jumpTimes(2)],
     nics: [NIC],
+    blockedRequests: [0, 0],
   };
 }
 
@@ -96,8 +97,8 @@ function withNic(changes: Partial<NicCounts>): Testimony {
 }
 
 test("judge() finds nothing wrong where nothing went wrong, and reports in the documented form", () => {
-  const { result, transmitted, problems } = judge(good());
-  assert.deepEqual(problems, []);
+  const { result, transmitted, problems, notes } = judge(good());
+  assert.deepEqual([problems, notes], [[], []]);
   assert.deepEqual(transmitted, [125]);
   const { phases: found, ...rest } = result;
   assert.deepEqual(rest, {
@@ -184,6 +185,48 @@ test("judge() names each problem, and counts it", () => {
     ],
     ["DMA faults", withNic({ dmaFaults: 1 }), /^vm0: 1 DMA faults$/, 0, 0],
     [
+      "blocked DMA that a kernel found on record",
+      {
+        ...run,
+        events: [
+          ...run.events,
+          {
+            event: "faults",
+            update: 1,
+            functions: [{ function: "0000:00:01.0", reads: 2, writes: 3 }],
+            overflows: 0,
+          },
+        ],
+      },
+      /^0000:00:01\.0: 2 DMA reads and 3 DMA writes blocked, found by kernel 1$/,
+      0,
+      0,
+    ],
+    [
+      "DMA faults that were lost",
+      {
+        ...run,
+        events: [...run.events, { event: "faults", update: 2, functions: [], overflows: 4 }],
+      },
+      /^kernel 2 found that DMA faults were lost 4 times$/,
+      0,
+      0,
+    ],
+    [
+      "requests that the hardware counted as blocked",
+      { ...run, blockedRequests: [0, 6] },
+      /^the remapping unit of segment 1 blocked 6 requests$/,
+      0,
+      0,
+    ],
+    [
+      "no frame in jumps that were long enough for 30",
+      withNic({ duringJump: 0 }),
+      /^vm0: no frame came into its memory while no kernel existed; 30 were due$/,
+      0,
+      0,
+    ],
+    [
       "what the guest's audit found",
       withVm({ problems: ["slot 7 is torn"] }),
       /^vm0: slot 7 is torn$/,
@@ -255,6 +298,22 @@ test("judge() names each problem, and counts it", () => {
     const { frames } = result.vms[0];
     assert.deepEqual({ lost: frames.lost, corrupt: frames.corrupt }, { lost, corrupt }, what);
   }
+});
+
+test("judge() notes a VM without frames in jumps that were too short for them", () => {
+  const run = withNic({ duringJump: 0 });
+  const slow = (framesPerSecond: number) =>
+    judge({ ...run, requested: { ...run.requested, framesPerSecond } });
+  // 6 ms without a kernel in all.
+  assert.equal(slow(3334).problems.length, 1);
+  const { problems, notes } = slow(3333);
+  assert.deepEqual(problems, []);
+  assert.deepEqual(notes, [
+    "vm0: no frame came into its memory while no kernel existed; 19 were due",
+  ]);
+  assert.deepEqual(slow(1).notes.length, 1);
+  const none = judge({ ...run, jumps: [], requested: { ...run.requested, updates: 0 } });
+  assert.deepEqual(none.notes, []);
 });
 
 test("judge() misses a VM that is not there at the end", () => {

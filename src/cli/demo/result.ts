@@ -67,21 +67,35 @@ export interface Verdict {
   /** By VM: frames of it that reached the network. */
   readonly transmitted: readonly number[];
   readonly problems: readonly string[];
+  /** What a reader should know of a result that is no failure. */
+  readonly notes: readonly string[];
 }
 
 /** What was asked for, and all that was seen. */
 export interface Testimony {
   readonly place: string;
-  readonly requested: { readonly updates: number; readonly vms: number };
+  readonly requested: {
+    readonly updates: number;
+    readonly vms: number;
+    /** To each NIC. */
+    readonly framesPerSecond: number;
+  };
   readonly events: readonly DemoEvent[];
   readonly jumps: readonly JumpTimes[];
   /** By NIC number. */
   readonly nics: readonly NicCounts[];
+  /** By PCI segment: requests that its remapping unit blocked, of all functions. */
+  readonly blockedRequests: readonly number[];
 }
 
+/** So many frames are due without a kernel before none of them is taken for a fault. */
+export const FRAMES_IN_JUMPS_EXPECTED = 20;
+
 /** Sets the witnesses beside one another. */
-export function judge({ place, requested, events, jumps, nics }: Testimony): Verdict {
+export function judge(testimony: Testimony): Verdict {
+  const { place, requested, events, jumps, nics } = testimony;
   const problems: string[] = [];
+  const notes: string[] = [];
   const reports = events.filter((e) => e.event === "vm").map((e) => e.vm);
   const leaks = events.find((e) => e.event === "leaks")?.leaks;
   if (leaks === undefined) problems.push("the run ended before its report");
@@ -106,7 +120,13 @@ export function judge({ place, requested, events, jumps, nics }: Testimony): Ver
       ...report.problems,
     ];
     problems.push(...found.map((problem) => `${vm.name}: ${problem}`));
+    if (nic === undefined || nic.duringJump > 0 || jumps.length === 0) continue;
+    const due = framesDueInJumps(jumps, requested.framesPerSecond);
+    const silence = `${vm.name}: no frame came into its memory while no kernel existed; ${due} were due`;
+    if (due >= FRAMES_IN_JUMPS_EXPECTED) problems.push(silence);
+    else notes.push(silence);
   }
+  problems.push(...faultProblems(events, testimony.blockedRequests));
   for (const [what, count] of Object.entries(leaks ?? {}))
     if (count !== 0) problems.push(`${count} ${what} leaked`);
 
@@ -122,7 +142,36 @@ export function judge({ place, requested, events, jumps, nics }: Testimony): Ver
     },
     transmitted: reports.map((report) => nics[report.nic]?.transmitted ?? 0),
     problems,
+    notes,
   };
+}
+
+/** Of one NIC, from the old kernel's end to the next one's first instruction. */
+function framesDueInJumps(jumps: readonly JumpTimes[], framesPerSecond: number): number {
+  const ns = jumps.reduce((sum, jump) => sum + jump.enteredNs - jump.endedNs, 0);
+  return Math.floor((ns * framesPerSecond) / 1e9);
+}
+
+/** DMA that was blocked, of any function: as the kernels found it on record, and as the hardware counted it. */
+function faultProblems(
+  events: readonly DemoEvent[],
+  blockedRequests: readonly number[],
+): readonly string[] {
+  const problems: string[] = [];
+  for (const e of events) {
+    if (e.event !== "faults") continue;
+    const when = `kernel ${e.update}`;
+    for (const { function: name, reads, writes } of e.functions)
+      problems.push(
+        `${name}: ${reads} DMA reads and ${writes} DMA writes blocked, found by ${when}`,
+      );
+    if (e.overflows > 0)
+      problems.push(`${when} found that DMA faults were lost ${e.overflows} times`);
+  }
+  for (const [segment, count] of blockedRequests.entries())
+    if (count > 0)
+      problems.push(`the remapping unit of segment ${segment} blocked ${count} requests`);
+  return problems;
 }
 
 const SILENT: NicCounts = {
