@@ -61,8 +61,9 @@ export interface KernelParts {
 export interface Leaks {
   /** 4 KiB pages that nothing accounts for, or that the previous kernel preserved and nobody took over. */
   readonly pages: number;
+  /** Ranges of memfs files and memfds. */
   readonly pins: number;
-  /** Domains of users and of the previous kernel. */
+  /** Domains of users and of the previous kernel, functions that are attached, domain ids that nobody has. */
   readonly domains: number;
 }
 
@@ -219,7 +220,7 @@ export class Kernel {
 
   /** What nothing accounts for. Meant for the end, when userspace is gone: live files and domains count too. */
   leaks(): Leaks {
-    const { mm, kho, memfs, iommu, liveUpdate } = this;
+    const { mm, kho, memfs, shmem, iommu, liveUpdate } = this;
     const accounted =
       kho.sizes().metadataBytes / PAGE_SIZE +
       memfs.allocatorPages +
@@ -227,8 +228,9 @@ export class Kernel {
       liveUpdate.ownPages;
     return {
       pages: mm.counts().allocated - accounted + kho.unrestoredPages(),
-      pins: memfs.pinCount,
-      domains: iommu.domainCount + iommu.restoredCount + iommu.attachedCount,
+      pins: memfs.pinCount + shmem.pinCount,
+      domains:
+        iommu.domainCount + iommu.restoredCount + iommu.attachedCount + iommu.strayDomainIdCount,
     };
   }
 

@@ -6,6 +6,7 @@ import { describe, test } from "node:test";
 import { O_CREAT, O_RDWR } from "../../src/abi/uapi/fs.ts";
 import { contextEntryAddress } from "../../src/abi/vtd/root-context.ts";
 import { MIB, PAGE_SIZE } from "../../src/base/units.ts";
+import { DomainIds } from "../../src/kernel/iommu/domain-ids.ts";
 import { RemappingUnit } from "../../src/kernel/iommu/remapping-unit.ts";
 import { Store } from "../../src/kernel/memfs/store.ts";
 import { EDU_HOST, EDU_ORDINARY, EduUser, hostAt, waitForTransfer } from "../support/edu-user.ts";
@@ -214,6 +215,35 @@ describe("the simulation notices a kernel", () => {
     detects("ended", /1 pages leaked/, {
       tamper: (kernel, update) => {
         if (update === 1) kernel.mm.alloc(0);
+      },
+    });
+  });
+
+  test("that leaks a pin of a memfd", () => {
+    detects("ended", /1 pins leaked/, {
+      tamper: (kernel, update) => {
+        if (update !== 1) return;
+        const memfd = kernel.shmem.memfdCreate("pinned", 0);
+        memfd.truncate(PAGE_SIZE);
+        memfd.shmem.hold(0, PAGE_SIZE);
+        memfd.put();
+      },
+    });
+  });
+
+  test("that leaks the ids of domains", () => {
+    withMethod(
+      DomainIds.prototype,
+      "free",
+      () => undefined,
+      () => detects("ended", /[1-9][0-9]* domains leaked/, {}),
+    );
+  });
+
+  test("that leaks a domain that nobody uses", () => {
+    detects("ended", /[1-9][0-9]* domains leaked/, {
+      tamper: (kernel, update) => {
+        if (update === 1) kernel.iommu.allocDomain(kernel.pci.functions[0]);
       },
     });
   });

@@ -234,7 +234,7 @@ export function accounts(kernel: Kernel): Record<string, unknown> {
     domains: kernel.iommu.domainCount,
     domainIds: kernel.iommu.domainIdCount,
     attached: kernel.iommu.attachedCount,
-    pins: kernel.memfs.pinCount,
+    pins: kernel.memfs.pinCount + kernel.shmem.pinCount,
     leaks: kernel.leaks(),
     loaded: kernel.kexec.loadedName,
     vectors: vectorsInUse(kernel),

@@ -166,6 +166,13 @@ export class VtdIommu implements IommuCore {
     return this.#units.reduce((sum, unit) => sum + unit.dids.count, 0);
   }
 
+  /** Domain ids in use that no function has, those with RMRRs included: a leak. */
+  get strayDomainIdCount(): number {
+    let attached = 0;
+    for (const { unit, did } of this.#attachments.values()) if (unit.dids.isUsed(did)) attached++;
+    return this.domainIdCount - attached;
+  }
+
   /** How often {@link readFaults} found that a unit had lost faults. */
   get faultOverflows(): number {
     return this.#faultOverflows;

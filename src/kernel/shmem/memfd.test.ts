@@ -68,6 +68,27 @@ describe("memfd_create()", () => {
     assert.equal(seals(MFD_NOEXEC_SEAL), F_SEAL_EXEC);
   });
 
+  test("pinCount counts mappings, pins and holds of all memfds until each is let go", () => {
+    const { rig, memfd } = makeMemfd();
+    const { shmem } = rig;
+    memfd.truncate(PAGE_SIZE);
+    assert.equal(shmem.pinCount, 0);
+    const mapping = memfd.mmap(0, PAGE_SIZE);
+    const pin = memfd.pin(0, PAGE_SIZE);
+    const other = shmem.memfdCreate("m", 0);
+    const letGo = other.shmem.keepPages();
+    assert.equal(shmem.pinCount, 3);
+    mapping.unmap();
+    pin.unpin();
+    pin.unpin();
+    assert.equal(shmem.pinCount, 1);
+    other.put();
+    assert.equal(shmem.pinCount, 1, "a file that is gone has left its pin");
+    letGo();
+    letGo();
+    assert.equal(shmem.pinCount, 0);
+  });
+
   test("each has an inode number of its own, no link, and no memory at first", () => {
     const { rig, memfd } = makeMemfd();
     const other = rig.shmem.memfdCreate("m", 0);

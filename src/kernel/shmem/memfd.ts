@@ -26,9 +26,15 @@ const KNOWN_FLAGS = MFD_CLOEXEC | MFD_ALLOW_SEALING | MFD_NOEXEC_SEAL | MFD_EXEC
 export class Shmem {
   readonly #dependencies: ShmemDependencies;
   #nextInode = 1;
+  #pinCount = 0;
 
   constructor(dependencies: ShmemDependencies) {
     this.#dependencies = dependencies;
+  }
+
+  /** Pinned ranges of memfds, for leak checks: mappings, DMA, sessions. Those of files that are gone count too. */
+  get pinCount(): number {
+    return this.#pinCount;
   }
 
   /**
@@ -57,7 +63,15 @@ export class Shmem {
   }
 
   #make(seals: number, isExecutable: boolean): MemfdFile {
-    const inode = new ShmemInode(this.#dependencies, this.#nextInode++, seals, isExecutable);
+    const inode = new ShmemInode(
+      this.#dependencies,
+      this.#nextInode++,
+      seals,
+      isExecutable,
+      (change) => {
+        this.#pinCount += change;
+      },
+    );
     return new MemfdFile(this.#dependencies.memory, inode);
   }
 }

@@ -33,6 +33,9 @@ export interface ShmemDependencies {
   readonly mm: PageAllocator;
 }
 
+/** Told when pages of a file are held in place, and when they are let go. */
+export type HoldObserver = (change: 1 | -1) => void;
+
 /** The largest file: as large as physical addresses go. */
 export const SHMEM_MAX_BYTES = 2 ** 52;
 
@@ -56,6 +59,7 @@ export class ShmemInode {
   readonly #memory: PhysicalMemory;
   readonly #mm: PageAllocator;
   readonly #isExecutable: boolean;
+  readonly #onHold: HoldObserver;
   readonly #holds = new Set<Hold>();
   #sizeBytes = 0;
   #seals: number;
@@ -70,7 +74,9 @@ export class ShmemInode {
     number: number,
     seals: number,
     isExecutable: boolean,
+    onHold: HoldObserver,
   ) {
+    this.#onHold = onHold;
     this.number = number;
     this.#memory = memory;
     this.#mm = mm;
@@ -314,11 +320,8 @@ export class ShmemInode {
       endPage: Math.ceil((offset + lengthBytes) / PAGE_SIZE),
     };
     this.fill(hold.firstPage, hold.endPage);
-    this.#holds.add(hold);
-    return {
-      extents: this.#extents(offset, lengthBytes),
-      release: () => this.#holds.delete(hold),
-    };
+    const release = this.#hold(hold);
+    return { extents: this.#extents(offset, lengthBytes), release };
   }
 
   /**
@@ -326,9 +329,16 @@ export class ShmemInode {
    * @returns what lets go of them
    */
   keepPages(): () => void {
-    const hold: Hold = { firstPage: 0, endPage: Number.POSITIVE_INFINITY };
+    return this.#hold({ firstPage: 0, endPage: Number.POSITIVE_INFINITY });
+  }
+
+  /** @returns what lets go; a second call does nothing */
+  #hold(hold: Hold): () => void {
     this.#holds.add(hold);
-    return () => this.#holds.delete(hold);
+    this.#onHold(1);
+    return () => {
+      if (this.#holds.delete(hold)) this.#onHold(-1);
+    };
   }
 
   #extents(offset: number, lengthBytes: number): FileExtent[] {
