@@ -43,6 +43,7 @@ import {
   rootEntryAddress,
   TT_PASS_THROUGH,
 } from "../../src/abi/vtd/root-context.ts";
+import { SS_R, SS_W } from "../../src/abi/vtd/second-stage.ts";
 import { Prng } from "../../src/base/prng.ts";
 import { GIB, MIB, PAGE_SIZE } from "../../src/base/units.ts";
 import { RegisterInvalidation } from "../../src/kernel/iommu/invalidation.ts";
@@ -65,7 +66,9 @@ const TABLES = 16 * MIB;
 const MARKER_PAGE = 32 * MIB;
 const COPY_PAGE = MARKER_PAGE + PAGE_SIZE;
 const MARKER = [0x600d_f00d, 0x0dd_ba11];
-const RUNS = 30;
+const RUNS = 100;
+/** Fixed, so that a test that passed passes; set SEED to look further. */
+const SEED = Number(process.env["SEED"] ?? 1);
 const ACCESSES = 12;
 
 const edu = (device: number): EduConfig => ({
@@ -228,7 +231,7 @@ function buildTables(ram: Ram, prng: Prng, sourceIds: readonly number[]): number
       else ram.store32(at, target() + rights);
       // An entry that lacks a right and has a reserved bit set has two faults, and the specification does not say
       // which is told (ours: reserved bits, QEMU: rights). So no entry here has both.
-      if (rights === 3) flip(at, 8);
+      if (rights === 3) flip(at, 8, kind < 2 ? SS_R | SS_W : 0);
     }
   for (const [i, sourceId] of sourceIds.entries()) {
     if (prng.oneIn(8)) continue;
@@ -333,9 +336,13 @@ describe("VT-d", { skip: skipReason() }, () => {
           }
           theirs.registers.disable(GCMD_TE);
         }),
-        { numRuns: RUNS, includeErrorInReport: true },
+        { numRuns: RUNS, seed: SEED, includeErrorInReport: true },
       );
     });
+    // The generator reaches what it is for.
+    assert.ok(translated > 50, `${translated} translations`);
+    for (const reason of [1, 2, 3, 4, 5, 6, 7, 0xa, 0xb, 0xc])
+      assert.ok(reasons.has(reason), `reason ${reason} was never reached`);
     t.diagnostic(`${translated} translations; faults by reason ${JSON.stringify([...reasons])}`);
   });
 });
