@@ -104,14 +104,17 @@ export class EduUser {
     this.#host.unlink(`/mnt/guests/${FILE}`);
   }
 
-  /** Starts a transfer of the device's buffer, which is zero, to an address. */
-  start(address: number): void {
+  /**
+   * Starts a transfer of the device's buffer, which is zero, to an address.
+   * @param lengthBytes - QEMU 7.2 aborts at one that ends with the last byte of the buffer (edu_check_range)
+   */
+  start(address: number, lengthBytes = EDU_BUFFER_BYTES): void {
     const config = vfio.openRegion(this.#host, this.#device, VFIO_PCI_CONFIG_REGION_INDEX);
     config.write32(PCI_COMMAND, PCI_COMMAND_MEMORY | PCI_COMMAND_MASTER);
     const bar = vfio.openRegion(this.#host, this.#device, 0);
     bar.write32(EDU_DMA_SRC, EDU_BUFFER);
     bar.write32(EDU_DMA_DST, address);
-    bar.write32(EDU_DMA_COUNT, EDU_BUFFER_BYTES);
+    bar.write32(EDU_DMA_COUNT, lengthBytes);
     bar.write32(EDU_DMA_CMD, EDU_DMA_RUN | EDU_DMA_TO_MEMORY);
   }
 
