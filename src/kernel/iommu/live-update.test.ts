@@ -14,6 +14,9 @@ import {
   GCMD_REG,
   GCMD_SRTP,
   GCMD_TE,
+  GSTS_QIES,
+  GSTS_REG,
+  GSTS_TES,
   IQA_REG,
   IQT_REG,
   RTADDR_REG,
@@ -128,7 +131,11 @@ describe("a kexec", () => {
     assert.equal(rig.dma(NIC2, IOVA), guest);
     const data = preserve(first, [NIC]);
     const frozen = first.iommu.flb.freeze?.(data) ?? data;
+    const status = () => rig.units[0].read(GSTS_REG, 4);
+    assert.ok((status() & GSTS_QIES) !== 0);
     first.iommu.shutdown();
+    assert.equal(status() & GSTS_QIES, 0, "the queue's page is not preserved");
+    assert.ok((status() & GSTS_TES) !== 0);
     assert.equal(rig.dma(NIC2, IOVA), -1);
     assert.equal(rig.dma(NIC, IOVA), guest);
     const second = rig.boot(rig.jump(first));
@@ -139,15 +146,14 @@ describe("a kexec", () => {
     assert.equal(rig.dma(NIC, IOVA), guest);
   });
 
-  test("writes no entry that hardware can reach while it adopts", () => {
-    const { rig, parameters, data, pages } = handedOver();
+  test("defers attaching: writes no entry that hardware can reach until userspace attaches", () => {
+    const { rig, parameters, data, pages, contexts, guest } = handedOver();
     const next = rig.boot(parameters);
     const before = next.mm.counts().allocated;
     const touched = new Set<number>();
     rig.beforeStore = (pa) => touched.add(pa - (pa % PAGE_SIZE));
     adopt(next, data);
     next.iommu.start();
-    rig.beforeStore = () => undefined;
     assert.ok(touched.size > 0, "the new queue was written");
     for (const page of pages) assert.ok(!touched.has(page), `page ${page} was written`);
     const { allocated } = next.mm.counts();
@@ -158,6 +164,19 @@ describe("a kexec", () => {
       allocated - before - (5 + 3),
       "restored tables are not its own",
     );
+    // The owner comes back and builds its mappings anew: still nothing. Then it attaches: one store, of its entry alone.
+    const domain = next.iommu.allocDomain(NIC);
+    domain.map(0, guest, 3 * PAGE_SIZE, RW);
+    domain.map(IOVA, guest, GUEST_BYTES, RW);
+    for (const page of pages) assert.ok(!touched.has(page), `page ${page} was written`);
+    const stores: number[] = [];
+    rig.beforeStore = (pa) => {
+      if (pages.some((page) => pa >= page && pa < page + PAGE_SIZE)) stores.push(pa);
+    };
+    next.iommu.attach(NIC, domain);
+    rig.beforeStore = () => undefined;
+    assert.deepEqual(stores, [contextEntryAddress(contexts[0], NIC.bdf)]);
+    assert.equal(next.iommu.domainOf(NIC2)?.type, "restored");
   });
 
   test("flushes what the previous kernel may have left in caches", () => {

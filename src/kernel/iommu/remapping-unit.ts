@@ -188,7 +188,8 @@ export class RemappingUnit {
     memory.fence();
     if (!this.isStarted || this.#invalidation === null) return;
     if (this.registers.cap.cm) {
-      // §6.1: what is not present was cached under DID 0.
+      // §6.1: what is not present was cached under DID 0. The flush of the DID, of which nothing is cached yet, is the notice by
+      // which a hypervisor that emulates the unit loads the domain.
       this.#caches.contextDevice(0, bdf);
       this.#caches.wait();
       this.flushDomain(did);

@@ -6,12 +6,30 @@ import {
   FAULT_ROOT_NOT_PRESENT,
   FAULT_WRITE,
 } from "../../abi/vtd/faults.ts";
+import {
+  GCMD_REG,
+  GCMD_SRTP,
+  GCMD_WBF,
+  GRANULARITY_DEVICE,
+  GRANULARITY_DOMAIN,
+  GSTS_QIES,
+  GSTS_REG,
+  GSTS_TES,
+} from "../../abi/vtd/registers.ts";
+import {
+  contextEntry,
+  contextEntryAddress,
+  rootEntry,
+  rootEntryAddress,
+  TT_MULTI_LEVEL,
+} from "../../abi/vtd/root-context.ts";
 import { BugError } from "../../base/assert.ts";
 import { type ErrnoCode, isKernelError, KernelError } from "../../base/errno.ts";
 import { GIB, MIB, PAGE_SIZE } from "../../base/units.ts";
 import type { VtdCapabilities } from "../../machine/embedded/vtd/capabilities.ts";
 import { blockAll } from "./block-all.ts";
 import { IOMMU_READ, IOMMU_WRITE } from "./domain.ts";
+import { levelsAddressWidth } from "./remapping-unit.ts";
 import { capabilities, pciFunction, Rig, type TestKernel } from "./test-rig.ts";
 
 const RW = IOMMU_READ | IOMMU_WRITE;
@@ -23,6 +41,8 @@ const RMRRS = [
   { segment: 0, bdf: EDU.bdf, start: 0x2_0000, lengthBytes: 0x1000 },
 ];
 const TARGET = 32 * MIB;
+/** DIDs are given out from 1. */
+const FIRST_DID = 1;
 
 function errno(code: ErrnoCode, text = /./) {
   return (error: unknown) => isKernelError(error, code) && text.test(error.message);
@@ -36,6 +56,9 @@ const UNITS: readonly [string, VtdCapabilities][] = [
   ["a unit without queued invalidation", capabilities({}, { qi: false })],
   ["a unit without page-selective invalidation", capabilities({ psi: false })],
   ["a unit with small address masks", capabilities({ mamv: 2 })],
+  ["a unit in caching mode", capabilities({ cm: true })],
+  ["a unit in caching mode without queued invalidation", capabilities({ cm: true }, { qi: false })],
+  ["a unit that needs write-buffer flushes", capabilities({ rwbf: true })],
 ];
 
 for (const [name, unit] of UNITS) {
@@ -98,6 +121,26 @@ for (const [name, unit] of UNITS) {
     });
   });
 }
+
+describe("unmap()", () => {
+  for (const [name, unit] of UNITS)
+    test(`leaves ${name} no way through a table that is freed, to pages never translated before`, () => {
+      const rig = new Rig({ units: [unit] });
+      const { iommu } = rig.coldBoot();
+      const domain = iommu.allocDomain(NIC);
+      iommu.attach(NIC, domain);
+      // Not aligned to 2 MiB, so that there are tables of 4 KiB pages; one is unlinked as a whole, others become empty.
+      const pa = TARGET + PAGE_SIZE;
+      for (const lengthBytes of [4 * MIB, 2 * PAGE_SIZE]) {
+        domain.map(GIB, pa, lengthBytes, RW);
+        for (let at = 0; at < lengthBytes; at += 2 * MIB)
+          assert.equal(rig.dma(NIC, GIB + at), pa + at);
+        domain.unmap(GIB, lengthBytes);
+        for (let at = 0; at < lengthBytes; at += PAGE_SIZE)
+          assert.equal(rig.dma(NIC, GIB + at), -1, `${at} of ${lengthBytes}`);
+      }
+    });
+});
 
 describe("allocDomain()", () => {
   test("has the format of the function's unit", () => {
@@ -452,10 +495,69 @@ describe("shutdown() with nothing preserved", () => {
     iommu.attach(NIC, domain);
     iommu.shutdown();
     assert.equal(rig.dma(NIC, 0x1000), 0x1000, "only bus mastering keeps devices quiet now");
+    assert.equal(rig.units[0].read(GSTS_REG, 4) & (GSTS_TES | GSTS_QIES), 0);
     const next = rig.coldBoot();
     assert.equal(rig.dma(NIC, 0x1000), -1);
     assert.equal(next.iommu.restoredCount, 0);
   });
+});
+
+describe("a unit in caching mode", () => {
+  test("is told of a new context entry: by domain id 0 for the entry, by its own for the domain", () => {
+    const rig = new Rig({ units: [capabilities({ cm: true })] });
+    const { iommu } = rig.coldBoot();
+    const domain = iommu.allocDomain(NIC);
+    const [unit] = rig.units;
+    const told: string[] = [];
+    // The queue calls the unit by these properties, so own ones stand in for the methods.
+    const { invalidateContext, invalidateIotlb } = unit;
+    unit.invalidateContext = (...request) => {
+      told.push(`context ${request.join(" ")}`);
+      return invalidateContext.apply(unit, request);
+    };
+    unit.invalidateIotlb = (...request) => {
+      told.push(`iotlb ${request.slice(0, 2).join(" ")}`);
+      return invalidateIotlb.apply(unit, request);
+    };
+    iommu.attach(NIC, domain);
+    assert.deepEqual(told, [
+      `context ${GRANULARITY_DEVICE} 0 ${NIC.bdf} 0`,
+      `iotlb ${GRANULARITY_DOMAIN} ${FIRST_DID}`,
+    ]);
+  });
+});
+
+describe("a unit that needs write-buffer flushes", () => {
+  /** What is done to root table and write buffers, in order. */
+  function commands(rig: Rig, action: () => void): string[] {
+    const [unit] = rig.units;
+    const write = unit.write.bind(unit);
+    const seen: string[] = [];
+    // The bus calls the unit by this property, so an own one stands in for the method.
+    unit.write = (offset, size, value) => {
+      if (offset === GCMD_REG && (value & GCMD_WBF) !== 0) seen.push("flush");
+      if (offset === GCMD_REG && (value & GCMD_SRTP) !== 0) seen.push("root");
+      write(offset, size, value);
+    };
+    action();
+    unit.write = write;
+    return seen;
+  }
+
+  for (const rwbf of [true, false])
+    test(`${rwbf ? "gets one" : "is the only one that gets one"} before it takes a root table`, () => {
+      const rig = new Rig({ units: [capabilities({ rwbf })] });
+      const expected = rwbf ? ["flush", "root"] : ["root"];
+      assert.deepEqual(
+        commands(rig, () => rig.coldBoot()),
+        expected,
+      );
+      const { machine, mm } = rig.boot(null);
+      assert.deepEqual(
+        commands(rig, () => blockAll(machine, mm.alloc(0))),
+        expected,
+      );
+    });
 });
 
 describe("blockAll()", () => {
@@ -485,6 +587,27 @@ describe("blockAll()", () => {
       assert.equal(rig.dma(NIC, 0), TARGET + MIB);
     });
   }
+
+  for (const [name, unit] of UNITS)
+    test(`leaves nothing in the IOTLB of ${name}: who gets the same domain id next finds no old translation`, () => {
+      const { rig, kernel } = abandoned(unit);
+      const [root, contexts, top] = [0, 0, 0].map(() => kernel.mm.alloc(0));
+      blockAll(rig.boot(null).machine, root);
+      // An empty domain with the DID of the NIC's; nothing but blockAll() has flushed since.
+      const put = (at: number, words: readonly number[]) => {
+        for (const [i, word] of words.entries()) rig.ram.store32(at + 4 * i, word);
+      };
+      const levels = unit.cap.mgaw === 39 ? 3 : 4;
+      const entry = contextEntry({
+        translationType: TT_MULTI_LEVEL,
+        secondStageTable: top,
+        addressWidth: levelsAddressWidth(levels),
+        domainId: FIRST_DID,
+      });
+      put(contextEntryAddress(contexts, NIC.bdf), entry);
+      put(rootEntryAddress(root, NIC.bdf), rootEntry(contexts));
+      assert.equal(rig.dma(NIC, 0), -1);
+    });
 
   test("is not needed for start() to take over a unit and its queue from a kernel that has just stopped", () => {
     const { rig } = abandoned(capabilities({}));

@@ -2,6 +2,9 @@
  * The IOMMU core on Intel VT-d: every remapping unit of the machine, and which function uses which domain.
  *
  * Everything is blocked but what is attached; functions with RMRRs are attached to those from the start and stay so.
+ * Deferred attach: nothing is attached at boot or at probe. What a handover brings keeps its context entry, as the previous
+ * kernel wrote it, until the owner of the function attaches it to a domain: the swap. Linux defers in a
+ * crash kernel only (drivers/iommu/dma-iommu.c); the pkernfs RFC forces it for live update.
  * Lifecycle:
  *   1. made: reads capabilities
  *   2. after a kexec that handed an IOMMU over, `flb.decode` and `flb.adopt`: tables as they are, translation never off

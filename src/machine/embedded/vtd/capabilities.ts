@@ -18,7 +18,7 @@ export interface VtdCapabilities {
   readonly hostAddressWidth: number;
   /** Source-ids in the context cache: a power of two, at least 4. */
   readonly contextCacheEntries: number;
-  /** Translations in the IOTLB for each page size: a power of two, at least 4. */
+  /** Translations in the IOTLB for each page size, and table entries cached for each level: a power of two, at least 4. */
   readonly iotlbEntries: number;
 }
 
@@ -64,7 +64,6 @@ export function checkCapabilities(capabilities: VtdCapabilities): void {
   assert(cap.sagaw !== 0 && (cap.sagaw & ~modelled) === 0, "SAGAW is 39 bit, 48 bit or both");
   assert(cap.mgaw <= addressWidthBits(widestAddressWidth(cap.sagaw)), "MGAW within SAGAW");
   assert((cap.sllps & ~0b11) === 0, "SLLPS has 2 MiB and 1 GiB only");
-  assert(!cap.cm && !cap.rwbf, "caching mode and required write-buffer flushes are not modelled");
   assert(!ecap.dt && !ecap.ir, "device-TLBs and interrupt remapping are not modelled");
   assert(hostAddressWidth >= 32 && hostAddressWidth <= 52, "host address width 32 to 52");
   for (const entries of [capabilities.contextCacheEntries, capabilities.iotlbEntries])

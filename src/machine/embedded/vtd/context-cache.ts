@@ -3,8 +3,9 @@
  *
  * Why: a real cache. A context entry that the kernel changes without an invalidation goes on being used, as
  * on hardware; so a missing flush is a visible bug.
- * Source: Intel VT-d specification rev 5.0 §6.2.2, §6.5.1.1.
- * Invariants: only valid, present entries are cached (CAP.CM is 0); a source-id is in at most one slot.
+ * Source: Intel VT-d specification rev 5.0 §6.1 (caching mode), §6.2.2, §6.5.1.1.
+ * Invariants: without CAP.CM only valid, present entries are cached, with it wrong and absent ones too; a source-id is in at
+ * most one slot.
  * @module
  */
 
@@ -14,7 +15,9 @@ const EMPTY = -1;
 
 /** Set-associative with round-robin replacement, so that runs repeat exactly. A slot is an index below `entries`. */
 export class ContextCache {
-  /** By slot: DID. */
+  /** By slot: why the entry translates nothing, or 0. */
+  readonly fault: Uint8Array;
+  /** By slot: DID; 0 for what is not present. */
   readonly domainId: Uint16Array;
   /** By slot: first address that is beyond MGAW or AW. */
   readonly addressLimit: Float64Array;
@@ -30,6 +33,7 @@ export class ContextCache {
 
   /** @param entries - a power of two, at least 4 */
   constructor(entries: number) {
+    this.fault = new Uint8Array(entries);
     this.domainId = new Uint16Array(entries);
     this.addressLimit = new Float64Array(entries);
     this.tableAddress = new Float64Array(entries);

@@ -30,6 +30,7 @@ import {
   IQ_OFFSET_MASK,
   IQA_LOW_QS_MASK,
   IVA_LOW_AM_MASK,
+  IVA_LOW_IH,
 } from "../../../abi/vtd/registers.ts";
 import { tableAddress } from "../../../abi/vtd/root-context.ts";
 import type { PhysicalMemory } from "../../machine.ts";
@@ -44,7 +45,14 @@ export interface InvalidationTarget {
     sourceId: number,
     functionMask: number,
   ): number;
-  invalidateIotlb(granularity: number, domainId: number, iova: number, addressMask: number): number;
+  /** @param leavesTables - IH: no entry that names a table has changed */
+  invalidateIotlb(
+    granularity: number,
+    domainId: number,
+    iova: number,
+    addressMask: number,
+    leavesTables: boolean,
+  ): number;
 }
 
 export class InvalidationQueue {
@@ -166,6 +174,7 @@ export class InvalidationQueue {
             domainId,
             tableAddress(w2, w3),
             w2 & IVA_LOW_AM_MASK,
+            (w2 & IVA_LOW_IH) !== 0,
           ) !== 0
         );
       case DESCRIPTOR_WAIT: {

@@ -54,6 +54,7 @@ import {
 } from "../../../abi/vtd/second-stage.ts";
 import type { PhysicalMemory } from "../../machine.ts";
 import { type VtdCapabilities, widestAddressWidth } from "./capabilities.ts";
+import type { PagingStructureCache } from "./paging-structure-cache.ts";
 
 /** No fault: reason 0 is for software. */
 export const NO_FAULT = 0;
@@ -63,26 +64,29 @@ export type WalkMemory = Pick<PhysicalMemory, "contains" | "loadOrdered32">;
 
 /** Its methods return a fault reason or {@link NO_FAULT} and leave what they found in the fields, so that a walk allocates nothing. */
 export class TableWalk {
-  /** After {@link context}: DID, first address out of bounds, top table, its level (-1: pass-through). */
+  /** After {@link context}: DID (after a fault that of a present context entry, else 0), first address out of bounds, top table, its level (-1: pass-through). */
   domainId = 0;
   addressLimit = 0;
   tableAddress = 0;
   topLevel = 0;
   /** After {@link context}, also after a fault: FPD of the context entry, if one was read. */
   faultDisable = false;
-  /** After {@link secondStage}: the leaf's level, the address of its page, and SS_R | SS_W of the whole way. */
+  /** After {@link secondStage}: the leaf's level and the address of its page; SS_R | SS_W of the way as far as it went. */
   leafLevel = 0;
   pageAddress = 0;
   rights = 0;
 
   readonly #memory: WalkMemory;
   readonly #capabilities: VtdCapabilities;
+  readonly #structures: PagingStructureCache;
   readonly #reserved: SsReservedBits;
   readonly #domainIdBits: number;
   readonly #words = new Uint32Array(4);
 
-  constructor(memory: WalkMemory, capabilities: VtdCapabilities) {
+  /** @param structures - what walks leave for later ones */
+  constructor(memory: WalkMemory, capabilities: VtdCapabilities, structures: PagingStructureCache) {
     this.#memory = memory;
+    this.#structures = structures;
     this.#capabilities = capabilities;
     this.#domainIdBits = 4 + 2 * capabilities.cap.nd;
     this.#reserved = ssReservedBits(
@@ -97,6 +101,7 @@ export class TableWalk {
     const { cap, ecap, hostAddressWidth } = this.#capabilities;
     const words = this.#words;
     this.faultDisable = false;
+    this.domainId = 0;
 
     if (!this.#loadEntry(rootEntryAddress(rootTable, sourceId))) return FAULT_ROOT_TABLE_ACCESS;
     if ((words[0] & ROOT_P) === 0) return FAULT_ROOT_NOT_PRESENT;
@@ -108,6 +113,7 @@ export class TableWalk {
       return FAULT_CONTEXT_TABLE_ACCESS;
     this.faultDisable = (words[0] & CONTEXT_FPD) !== 0;
     if ((words[0] & CONTEXT_P) === 0) return FAULT_CONTEXT_NOT_PRESENT;
+    this.domainId = contextDomainId(words[2]);
     if (
       contextEntryHasReserved(
         words[0],
@@ -130,18 +136,18 @@ export class TableWalk {
       this.topLevel = addressWidthLevels(width) - 1;
     } else return FAULT_CONTEXT_INVALID;
     this.tableAddress = tableAddress(words[0], words[1]);
-    this.domainId = contextDomainId(words[2]);
     this.addressLimit = 2 ** Math.min(cap.mgaw, addressWidthBits(width));
     return NO_FAULT;
   }
 
   /**
-   * Translates one address by the tables that a context entry names.
+   * Translates one address by the tables that a context entry names, from the lowest of them that is cached.
    * @param topLevel - 2 or 3
    * @param addressLimit - first address out of bounds
    */
   secondStage(
-    table: number,
+    domainId: number,
+    topTable: number,
     topLevel: number,
     addressLimit: number,
     iova: number,
@@ -151,8 +157,19 @@ export class TableWalk {
     const words = this.#words;
     const reserved = this.#reserved;
     const wanted = isWrite ? SS_W : SS_R;
+    const structures = this.#structures;
+    let table = topTable;
     let rights = SS_R | SS_W;
-    for (let level = topLevel; ; level--) {
+    let first = topLevel;
+    const cached = structures.lookup(domainId, iova);
+    if (cached >= 0 && structures.levelOf(cached) <= topLevel) {
+      first = structures.levelOf(cached) - 1;
+      table = structures.table[cached];
+      rights = structures.rights[cached];
+      this.rights = rights;
+      if ((rights & wanted) === 0) return isWrite ? FAULT_WRITE : FAULT_READ;
+    }
+    for (let level = first; ; level--) {
       if (!this.#loadHalves(table + ssIndex(iova, level) * SS_ENTRY_BYTES))
         return level === topLevel ? FAULT_CONTEXT_INVALID : FAULT_PAGING_ENTRY_ACCESS;
       const low = words[0];
@@ -164,14 +181,15 @@ export class TableWalk {
           return FAULT_PAGING_ENTRY_RESERVED;
       }
       rights &= low;
+      this.rights = rights;
       if ((rights & wanted) === 0) return isWrite ? FAULT_WRITE : FAULT_READ;
       table = ssAddress(low, high);
       if (leaf) {
         this.leafLevel = level;
         this.pageAddress = table;
-        this.rights = rights;
         return NO_FAULT;
       }
+      structures.fill(domainId, level, iova, table, rights);
     }
   }
 

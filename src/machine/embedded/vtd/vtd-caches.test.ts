@@ -1,21 +1,36 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import fc from "fast-check";
-import { FAULT_READ, FAULT_WRITE } from "../../../abi/vtd/faults.ts";
 import {
+  FAULT_CONTEXT_NOT_PRESENT,
+  FAULT_PAGING_ENTRY_RESERVED,
+  FAULT_READ,
+  FAULT_ROOT_NOT_PRESENT,
+  FAULT_WRITE,
+} from "../../../abi/vtd/faults.ts";
+import { iotlbDescriptor } from "../../../abi/vtd/invalidation.ts";
+import {
+  GCMD_WBF,
   GRANULARITY_DEVICE,
   GRANULARITY_DOMAIN,
   GRANULARITY_GLOBAL,
   GRANULARITY_PAGE,
+  GSTS_REG,
+  GSTS_WBFS,
+  IVA_LOW_IH,
 } from "../../../abi/vtd/registers.ts";
-import { SS_R, SS_W, ssEntryLow, ssSpanBytes } from "../../../abi/vtd/second-stage.ts";
+import { SS_R, SS_W, ssAddress, ssEntryLow, ssSpanBytes } from "../../../abi/vtd/second-stage.ts";
 import { GIB, MIB } from "../../../base/units.ts";
-import { DEFAULT_VTD_CAPABILITIES } from "./capabilities.ts";
+import { DEFAULT_VTD_CAPABILITIES, type VtdCapabilities } from "./capabilities.ts";
 import { ContextCache } from "./context-cache.ts";
 import { Iotlb } from "./iotlb.ts";
 import { VtdRig } from "./test-rig.ts";
 
 const SID = 0x0128;
+
+function withCap(cap: Partial<VtdCapabilities["cap"]>): VtdCapabilities {
+  return { ...DEFAULT_VTD_CAPABILITIES, cap: { ...DEFAULT_VTD_CAPABILITIES.cap, ...cap } };
+}
 
 test("a translation that changes without a flush stays in use, and each granularity ends that", () => {
   const flushes: ((rig: VtdRig) => number)[] = [
@@ -61,15 +76,142 @@ test("a page-selective flush of one 4 KiB page drops the superpage around it", (
   }
 });
 
-test("a superpage over cached small pages leaves them in use until they are flushed", () => {
+test("a superpage over cached small pages leaves them and their table in use until they are flushed", () => {
   const rig = new VtdRig();
   const { top } = rig.simple(SID, 0x20_5000, 0x9000);
   assert.equal(rig.outcome(SID, 0x20_5000), "0x9000");
   rig.map(top, 3, 0x20_0000, 0x4000_0000, 1);
+  assert.equal(
+    rig.outcome(SID, 0x20_6000),
+    FAULT_READ,
+    "a walk begins at the table of small pages",
+  );
+  rig.flushIotlb(GRANULARITY_PAGE, 1, 0x20_6000, 0);
   assert.equal(rig.outcome(SID, 0x20_6000), "0x40006000");
   assert.equal(rig.outcome(SID, 0x20_5000), "0x9000");
   rig.flushIotlb(GRANULARITY_PAGE, 1, 0x20_0000, 9);
   assert.equal(rig.outcome(SID, 0x20_5000), "0x40005000");
+});
+
+/** Two pages in one table, of which the first was translated; then an entry above them goes. */
+function unlinked(level: number): VtdRig {
+  const rig = new VtdRig();
+  const { top } = rig.simple(SID, 0x5000, 0x9000);
+  rig.map(top, 3, 0x6000, 0xa000);
+  let entry = top;
+  for (let l = 3; l > level; l--)
+    entry = ssAddress(rig.memory.load32(entry), rig.memory.load32(entry + 4));
+  assert.equal(rig.outcome(SID, 0x5000), "0x9000");
+  rig.memory.retract64(entry);
+  return rig;
+}
+
+test("a table that is unlinked without a flush leads on, to pages never translated before, at every level", () => {
+  const flushes: ((rig: VtdRig) => void)[] = [
+    (rig) => rig.flushIotlb(GRANULARITY_GLOBAL),
+    (rig) => rig.flushIotlb(GRANULARITY_DOMAIN, 1),
+    (rig) => rig.flushIotlb(GRANULARITY_PAGE, 1, 0x6000, 0),
+  ];
+  for (const level of [1, 2, 3])
+    for (const flush of flushes) {
+      const rig = unlinked(level);
+      rig.flushContexts(GRANULARITY_GLOBAL);
+      rig.flushIotlb(GRANULARITY_DOMAIN, 2);
+      rig.flushIotlb(GRANULARITY_PAGE, 2, 0x6000, 0);
+      rig.flushIotlb(GRANULARITY_PAGE, 1, 2 ** 40, 18);
+      // The hint says that no table was unlinked.
+      rig.flushIotlb(GRANULARITY_PAGE, 1, IVA_LOW_IH, 18);
+      assert.equal(rig.outcome(SID, 0x6000), "0xa000", `level ${level}`);
+      flush(rig);
+      assert.equal(rig.outcome(SID, 0x6000), FAULT_READ, `level ${level}`);
+    }
+});
+
+test("the queue's descriptors have the hint too that no table was unlinked", () => {
+  const rig = unlinked(1);
+  rig.startQueue();
+  rig.submit(iotlbDescriptor(GRANULARITY_PAGE, 1, IVA_LOW_IH, 18));
+  assert.equal(rig.outcome(SID, 0x5000), "0x9000");
+  rig.submit(iotlbDescriptor(GRANULARITY_PAGE, 1, 0, 18));
+  assert.equal(rig.outcome(SID, 0x5000), FAULT_READ);
+});
+
+test("a cached table entry gives no more rights than the way to it", () => {
+  const rig = new VtdRig();
+  const { top } = rig.simple(SID, 0x5000, 0x9000);
+  rig.map(top, 3, 0x6000, 0xa000);
+  rig.memory.store32(top, rig.memory.load32(top) & ~SS_W);
+  assert.equal(rig.outcome(SID, 0x5000), "0x9000");
+  assert.equal(rig.outcome(SID, 0x6000, true), FAULT_WRITE);
+  assert.equal(rig.outcome(SID, 0x6000), "0xa000");
+});
+
+test("a unit in caching mode keeps what was not present or wrong, until it is flushed", () => {
+  const rig = new VtdRig(withCap({ cm: true }));
+  const { top } = rig.simple(SID, 0x5000, 0x9000, 3);
+  // A page.
+  for (const isWrite of [false, true])
+    assert.equal(rig.outcome(SID, 0x6000, isWrite), isWrite ? FAULT_WRITE : FAULT_READ);
+  rig.map(top, 3, 0x6000, 0xa000);
+  for (const isWrite of [false, true])
+    assert.equal(rig.outcome(SID, 0x6000, isWrite), isWrite ? FAULT_WRITE : FAULT_READ);
+  rig.flushIotlb(GRANULARITY_PAGE, 4, 0x6000, 0);
+  assert.equal(rig.outcome(SID, 0x6000), FAULT_READ);
+  rig.flushIotlb(GRANULARITY_PAGE, 3, 0x6000, 0);
+  assert.equal(rig.outcome(SID, 0x6000), "0xa000");
+  // An entry with a reserved bit.
+  const wrong = rig.map(top, 3, 0x7000, 0xb000);
+  rig.memory.store32(wrong + 4, 1 << 30);
+  assert.equal(rig.outcome(SID, 0x7000), FAULT_PAGING_ENTRY_RESERVED);
+  rig.memory.store32(wrong + 4, 0);
+  assert.equal(rig.outcome(SID, 0x7000), FAULT_PAGING_ENTRY_RESERVED);
+  rig.flushIotlb(GRANULARITY_DOMAIN, 3);
+  assert.equal(rig.outcome(SID, 0x7000), "0xb000");
+  // A page that can be read is in no cache because of a write.
+  const readOnly = rig.map(top, 3, 0x8000, 0xc000, 0, SS_R);
+  assert.equal(rig.outcome(SID, 0x8000, true), FAULT_WRITE);
+  rig.memory.store32(readOnly, ssEntryLow(0xc000, SS_R | SS_W));
+  assert.equal(rig.outcome(SID, 0x8000, true), "0xc000");
+});
+
+test("a unit in caching mode keeps context entries that were not present under domain-id 0", () => {
+  for (const [sourceId, reason] of [
+    [SID + 1, FAULT_CONTEXT_NOT_PRESENT],
+    [0x0900, FAULT_ROOT_NOT_PRESENT],
+  ] as const) {
+    const rig = new VtdRig(withCap({ cm: true }));
+    const { top } = rig.simple(SID, 0x5000, 0x9000, 3);
+    assert.equal(rig.outcome(sourceId, 0x5000), reason);
+    rig.setContext(sourceId, { secondStageTable: top, domainId: 3 });
+    assert.equal(rig.outcome(sourceId, 0x5000), reason);
+    rig.flushContexts(GRANULARITY_DEVICE, 3, sourceId);
+    rig.flushContexts(GRANULARITY_DOMAIN, 3);
+    assert.equal(rig.outcome(sourceId, 0x5000), reason);
+    rig.flushContexts(GRANULARITY_DEVICE, 0, sourceId);
+    assert.equal(rig.outcome(sourceId, 0x5000), "0x9000");
+  }
+});
+
+test("a unit that needs write-buffer flushes sees stores to what it has read only after one", () => {
+  const flushes: ((rig: VtdRig) => void)[] = [
+    (rig) => {
+      rig.command(GCMD_WBF);
+      assert.equal(rig.outcome(SID, 0x6000), FAULT_READ, "it is not over before GSTS says so");
+      assert.ok((rig.get32(GSTS_REG) & GSTS_WBFS) !== 0);
+      assert.ok((rig.get32(GSTS_REG) & GSTS_WBFS) === 0);
+    },
+    (rig) => rig.flushContexts(GRANULARITY_DOMAIN, 9),
+    (rig) => rig.flushIotlb(GRANULARITY_PAGE, 9, 0, 0),
+  ];
+  for (const flush of flushes) {
+    const rig = new VtdRig(withCap({ rwbf: true }));
+    const { top } = rig.simple(SID, 0x5000, 0x9000);
+    assert.equal(rig.outcome(SID, 0x5000), "0x9000");
+    rig.map(top, 3, 0x6000, 0xa000);
+    assert.equal(rig.outcome(SID, 0x6000), FAULT_READ);
+    flush(rig);
+    assert.equal(rig.outcome(SID, 0x6000), "0xa000");
+  }
 });
 
 test("rights are cached with the translation", () => {

@@ -249,6 +249,7 @@ test("each wrong second-stage entry has its fault reason", () => {
   );
   check(top, ssEntryLow(NOT_RAM, SS_R), ssEntryHigh(NOT_RAM), FAULT_PAGING_ENTRY_ACCESS);
 
+  rig.flushIotlb(1);
   const big = rig.map(top, 3, 2 * MIB, 0x4020_0000, 1);
   rig.store(big, [ssEntryLow(0x4020_1000, SS_R | SS_PS), 0]);
   assert.equal(rig.outcome(SID, 2 * MIB), FAULT_PAGING_ENTRY_RESERVED);
@@ -492,7 +493,7 @@ test("a unit without an interrupt controller and with overlapping registers", ()
     { faultRecordingOffset: 0xf0 },
     { sagaw: 0b1000 },
     { sagaw: 1 << AW_39_BIT },
-    { cm: true },
+    { sllps: 0b100 },
   ]) {
     const capabilities = {
       ...DEFAULT_VTD_CAPABILITIES,

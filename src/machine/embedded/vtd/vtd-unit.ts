@@ -5,9 +5,12 @@
  * specification and reads nothing but registers and memory. Its caches are real: what was cached is used until it
  * is invalidated, also after GCMD.SRTP and while translation is off.
  * Source: Intel VT-d specification rev 5.0 §3 (legacy-mode translation), §6 (caches), §7 (faults), §11.4 (registers).
+ * CAP.CM and CAP.RWBF: a unit that reports them is as bad as they allow. It caches what is not present and what is wrong (§6.1),
+ * and it sees no store to a page that it has read until write buffers are flushed (write-buffer.ts). GCMD.WBF takes until the
+ * next read of GSTS; invalidations flush by themselves.
  * Registers: 32-bit accesses, each half of a 64-bit register by itself; a command in a high half starts when
  * that half is written and is done when the write returns. Narrower writes are ignored. Reserved offsets read 0.
- * Not modelled: scalable mode, first stage, interrupt remapping, device-TLBs, protected memory regions, CAP.CM.
+ * Not modelled: scalable mode, first stage, interrupt remapping, device-TLBs, protected memory regions.
  * @module
  */
 import {
@@ -36,6 +39,7 @@ import {
   GCMD_REG,
   GCMD_SRTP,
   GCMD_TE,
+  GCMD_WBF,
   GRANULARITY_DEVICE,
   GRANULARITY_DOMAIN,
   GRANULARITY_GLOBAL,
@@ -44,6 +48,7 @@ import {
   GSTS_REG,
   GSTS_RTPS,
   GSTS_TES,
+  GSTS_WBFS,
   ICS_REG,
   IEADDR_REG,
   IECTL_REG,
@@ -60,6 +65,7 @@ import {
   IQH_REG,
   IQT_REG,
   IVA_LOW_AM_MASK,
+  IVA_LOW_IH,
   IVA_OFFSET,
   RTADDR_REG,
   VER_REG,
@@ -80,7 +86,9 @@ import { FaultLog } from "./fault-log.ts";
 import { isInterruptAddress } from "./interrupt-range.ts";
 import { InvalidationQueue, type InvalidationTarget } from "./invalidation-queue.ts";
 import { Iotlb } from "./iotlb.ts";
+import { PagingStructureCache } from "./paging-structure-cache.ts";
 import { NO_FAULT, TableWalk } from "./table-walk.ts";
+import { WriteBuffer } from "./write-buffer.ts";
 
 /** VER: 1.0, the version that has what this unit has. */
 const VERSION = 0x10;
@@ -115,6 +123,9 @@ export class VtdUnit implements MmioRegion, DmaRemapper, InvalidationTarget {
   readonly #walk: TableWalk;
   readonly #contexts: ContextCache;
   readonly #iotlb: Iotlb;
+  readonly #structures: PagingStructureCache;
+  /** With CAP.RWBF. */
+  readonly #writeBuffer: WriteBuffer | null;
   readonly #faultEvent: EventMessage;
   readonly #completionEvent: EventMessage;
   readonly #faults: FaultLog;
@@ -122,6 +133,8 @@ export class VtdUnit implements MmioRegion, DmaRemapper, InvalidationTarget {
 
   #enabled = false;
   #rootLatched = false;
+  /** GSTS.WBFS. */
+  #isFlushing = false;
   /** The root table that SRTP latched; RTADDR itself may hold another. */
   #rootTable = 0;
   #rtaddrLow = 0;
@@ -145,7 +158,9 @@ export class VtdUnit implements MmioRegion, DmaRemapper, InvalidationTarget {
     this.capabilities = capabilities;
     this.#cap = encodeCap(capabilities.cap);
     this.#ecap = encodeEcap(capabilities.ecap);
-    this.#walk = new TableWalk(options.memory, capabilities);
+    this.#structures = new PagingStructureCache(capabilities.iotlbEntries);
+    this.#writeBuffer = capabilities.cap.rwbf ? new WriteBuffer(options.memory) : null;
+    this.#walk = new TableWalk(this.#writeBuffer ?? options.memory, capabilities, this.#structures);
     this.#contexts = new ContextCache(capabilities.contextCacheEntries);
     this.#iotlb = new Iotlb(capabilities.iotlbEntries);
     this.#faultEvent = new EventMessage(sink);
@@ -171,16 +186,21 @@ export class VtdUnit implements MmioRegion, DmaRemapper, InvalidationTarget {
     let context = contexts.lookup(sourceId);
     if (context >= 0) this.#contextHits++;
     else {
-      const reason = this.#walk.context(this.#rootTable, sourceId);
-      if (reason !== NO_FAULT)
-        return this.#fault(sourceId, iova, isWrite, reason, this.#walk.faultDisable);
+      const walk = this.#walk;
+      const reason = walk.context(this.#rootTable, sourceId);
+      if (reason !== NO_FAULT && !this.capabilities.cap.cm)
+        return this.#fault(sourceId, iova, isWrite, reason, walk.faultDisable);
       context = contexts.allocate(sourceId);
-      contexts.domainId[context] = this.#walk.domainId;
-      contexts.addressLimit[context] = this.#walk.addressLimit;
-      contexts.tableAddress[context] = this.#walk.tableAddress;
-      contexts.topLevel[context] = this.#walk.topLevel;
-      contexts.faultDisable[context] = this.#walk.faultDisable ? 1 : 0;
+      contexts.fault[context] = reason;
+      contexts.domainId[context] = walk.domainId;
+      contexts.addressLimit[context] = walk.addressLimit;
+      contexts.tableAddress[context] = walk.tableAddress;
+      contexts.topLevel[context] = walk.topLevel;
+      contexts.faultDisable[context] = walk.faultDisable ? 1 : 0;
     }
+    const reason = contexts.fault[context];
+    if (reason !== NO_FAULT)
+      return this.#fault(sourceId, iova, isWrite, reason, contexts.faultDisable[context] !== 0);
     return contexts.topLevel[context] < 0
       ? this.#passThrough(context, sourceId, iova, isWrite)
       : this.#multiLevel(context, sourceId, iova, isWrite);
@@ -197,6 +217,8 @@ export class VtdUnit implements MmioRegion, DmaRemapper, InvalidationTarget {
     let slot = iova < limit ? iotlb.lookup(domainId, iova) : -1;
     if (slot >= 0) {
       this.#iotlbHits++;
+      const reason = iotlb.fault[slot];
+      if (reason !== NO_FAULT) return this.#fault(sourceId, iova, isWrite, reason, faultDisable);
       if ((iotlb.rights[slot] & (isWrite ? SS_W : SS_R)) === 0)
         return this.#fault(
           sourceId,
@@ -208,19 +230,31 @@ export class VtdUnit implements MmioRegion, DmaRemapper, InvalidationTarget {
     } else {
       const walk = this.#walk;
       const reason = walk.secondStage(
+        domainId,
         contexts.tableAddress[context],
         contexts.topLevel[context],
         limit,
         iova,
         isWrite,
       );
-      if (reason !== NO_FAULT) return this.#fault(sourceId, iova, isWrite, reason, faultDisable);
+      if (reason !== NO_FAULT) {
+        if (this.capabilities.cap.cm && reason !== FAULT_BEYOND_MGAW)
+          this.#cacheFault(domainId, iova, reason);
+        return this.#fault(sourceId, iova, isWrite, reason, faultDisable);
+      }
       slot = iotlb.fill(domainId, walk.leafLevel, iova, walk.pageAddress, walk.rights);
     }
     const pa = iova + iotlb.offset[slot];
     if (isInterruptAddress(pa))
       return this.#fault(sourceId, iova, isWrite, FAULT_INTERRUPT_ADDRESS, faultDisable);
     return pa;
+  }
+
+  /** A page that is not present is one without rights; what is missing of them is for the request to find. */
+  #cacheFault(domainId: number, iova: number, reason: number): void {
+    const isRightsFault = reason === FAULT_READ || reason === FAULT_WRITE;
+    if (!isRightsFault) this.#iotlb.fillFault(domainId, iova, reason);
+    else if (this.#walk.rights === 0) this.#iotlb.fill(domainId, 0, iova, 0, 0);
   }
 
   #passThrough(context: number, sourceId: number, iova: number, isWrite: boolean): number {
@@ -252,6 +286,7 @@ export class VtdUnit implements MmioRegion, DmaRemapper, InvalidationTarget {
     sourceId: number,
     functionMask: number,
   ): number {
+    this.#flushWriteBuffer();
     switch (granularity) {
       case GRANULARITY_GLOBAL:
         this.#contexts.invalidateAll();
@@ -272,17 +307,22 @@ export class VtdUnit implements MmioRegion, DmaRemapper, InvalidationTarget {
     domainId: number,
     iova: number,
     addressMask: number,
+    leavesTables = false,
   ): number {
+    this.#flushWriteBuffer();
     switch (granularity) {
       case GRANULARITY_GLOBAL:
         this.#iotlb.invalidateAll();
+        this.#structures.invalidateAll();
         return granularity;
       case GRANULARITY_DOMAIN:
         this.#iotlb.invalidateDomain(domainId);
+        this.#structures.invalidateDomain(domainId);
         return granularity;
       case GRANULARITY_PAGE:
         if (!this.capabilities.cap.psi || addressMask > this.capabilities.cap.mamv) return 0;
         this.#iotlb.invalidatePages(domainId, iova, addressMask);
+        if (!leavesTables) this.#structures.invalidatePages(domainId, iova, addressMask);
         return granularity;
       default:
         return 0;
@@ -314,6 +354,7 @@ export class VtdUnit implements MmioRegion, DmaRemapper, InvalidationTarget {
         return this.#ecap[1];
       case GSTS_REG:
         return (
+          (this.#finishWriteBufferFlush() ? GSTS_WBFS : 0) |
           (this.#enabled ? GSTS_TES : 0) |
           (this.#rootLatched ? GSTS_RTPS : 0) |
           (this.#queue.isEnabled ? GSTS_QIES : 0)
@@ -428,7 +469,7 @@ export class VtdUnit implements MmioRegion, DmaRemapper, InvalidationTarget {
     }
   }
 
-  /** GCMD. The root pointer goes first, so that a write of SRTP | TE never translates by the one before. WBF has nothing to flush. */
+  /** GCMD. The root pointer goes first, so that a write of SRTP | TE never translates by the one before. */
   #command(value: number): void {
     if ((value & GCMD_SRTP) !== 0) {
       this.#rootTable = tableAddress(this.#rtaddrLow, this.#rtaddrHigh);
@@ -436,6 +477,19 @@ export class VtdUnit implements MmioRegion, DmaRemapper, InvalidationTarget {
     }
     if (this.capabilities.ecap.qi) this.#queue.setEnabled((value & GCMD_QIE) !== 0);
     this.#enabled = (value & GCMD_TE) !== 0;
+    if ((value & GCMD_WBF) !== 0) this.#isFlushing = this.#writeBuffer !== null;
+  }
+
+  /** A flush that GCMD.WBF has started is over after one look at it. @returns whether one was under way */
+  #finishWriteBufferFlush(): boolean {
+    if (!this.#isFlushing) return false;
+    this.#flushWriteBuffer();
+    return true;
+  }
+
+  #flushWriteBuffer(): void {
+    this.#isFlushing = false;
+    this.#writeBuffer?.flush();
   }
 
   /**
@@ -471,6 +525,7 @@ export class VtdUnit implements MmioRegion, DmaRemapper, InvalidationTarget {
           value & IOTLB_HIGH_DID_MASK,
           tableAddress(this.#ivaLow, this.#ivaHigh),
           this.#ivaLow & IVA_LOW_AM_MASK,
+          (this.#ivaLow & IVA_LOW_IH) !== 0,
         ) << IOTLB_HIGH_IAIG_SHIFT;
     this.#iotlbHigh = high;
   }
