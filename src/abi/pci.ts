@@ -111,9 +111,6 @@ export const PCI_EXP_DEVCTL_BCR_FLR = 0x8000;
 export const PCI_EXP_DEVSTA = 10;
 /** Requests of the function are without their completions. */
 export const PCI_EXP_DEVSTA_TRPND = 0x0020;
-export const PCI_EXP_DEVSTA = 10;
-/** Requests of the function are without their completions. */
-export const PCI_EXP_DEVSTA_TRPND = 0x0020;
 
 /** Offset of a function's config space within the ECAM window whose first bus is `startBus`. */
 export function ecamOffset(startBus: number, bdf: number): number {
