@@ -336,8 +336,11 @@ class NicGuest implements Guest {
       // was looked at before, so what came in between is found by the next step, which `true` asks for.
       const causes = this.#device.read32(E1000_ICR);
       if (causes !== 0) this.#device.write32(E1000_ICR, causes);
-      const tail = (this.#next + this.#descriptors - 1) % this.#descriptors;
-      this.#device.write32(E1000_RDT, tail);
+      // With reception off none are wanted back: QEMU would take a move of the tail for room, and drop a frame.
+      if (this.#phase === "running" || this.#phase === "draining") {
+        const tail = (this.#next + this.#descriptors - 1) % this.#descriptors;
+        this.#device.write32(E1000_RDT, tail);
+      }
     }
     return frames;
   }

@@ -30,6 +30,8 @@ export interface TrafficThreadData {
   readonly stats: SharedArrayBuffer;
   /** Int32: 1 while a kernel exists. */
   readonly kernelPresent: SharedArrayBuffer;
+  /** Int32: 1 ends the thread: nothing is sent any more, and what was sent to us is read to its end. */
+  readonly stop: SharedArrayBuffer;
 }
 
 const SOURCE_ADDRESS = Uint8Array.of(0x02, 0x48, 0x46, 0x00, 0x00, 0xff);
@@ -39,6 +41,8 @@ const BURST = 16;
 /** Frames that are late by more than this are not sent any more, so that a pause is not followed by a flood. */
 const BACKLOG_NS = 100e6;
 const SLEEP_MS = 0.2;
+/** When nothing comes for so long after the last kernel's end, nothing is left. */
+const QUIET_NS = 20e6;
 /** Larger than any frame. */
 const RECEIVE_BYTES = 4096;
 
@@ -73,11 +77,7 @@ class Port {
   }
 
   /** @returns whether there may be more to do at once */
-  step(): boolean {
-    return this.#receive() || this.#send();
-  }
-
-  #send(): boolean {
+  send(): boolean {
     const { framesPerSecond, macAddress, socket } = this.#nic;
     if (framesPerSecond === 0 || this.#dueNs === null) return false;
     const nowNs = monotonicNs();
@@ -92,13 +92,14 @@ class Port {
     return this.#dueNs <= nowNs;
   }
 
-  #receive(): boolean {
+  /** @returns whether there may be more to do at once */
+  receive(): boolean {
     for (let i = 0; i < BURST; i++) {
       let lengthBytes = 0;
       const came = unlessBlocked(() => {
         lengthBytes = readSync(this.#nic.socket, this.#received);
       });
-      if (!came) return false;
+      if (!came) return i > 0;
       this.#dueNs ??= monotonicNs();
       this.#wire.transmit(this.#received.subarray(0, lengthBytes), monotonicNs());
     }
@@ -108,9 +109,15 @@ class Port {
 
 const data = workerData as TrafficThreadData;
 const ports = data.nics.map((_nic, nicId) => new Port(data, nicId));
-const sleep = new Int32Array(new SharedArrayBuffer(4));
-for (;;) {
+const stop = new Int32Array(data.stop);
+for (let quietNs = 0; quietNs < QUIET_NS; ) {
+  const startNs = monotonicNs();
+  const stopped = Atomics.load(stop, 0) !== 0;
   let more = false;
-  for (const port of ports) more = port.step() || more;
-  if (!more) Atomics.wait(sleep, 0, 0, SLEEP_MS);
+  for (const port of ports) {
+    more = port.receive() || more;
+    if (!stopped) more = port.send() || more;
+  }
+  if (!more) Atomics.wait(stop, 0, stopped ? 1 : 0, SLEEP_MS);
+  quietNs = stopped && !more ? quietNs + monotonicNs() - startNs : 0;
 }

@@ -5,7 +5,6 @@
  * @module
  */
 import { closeSync, readSync } from "node:fs";
-import type { Worker } from "node:worker_threads";
 import { TrafficStats } from "../embedded/pci/devices/traffic-stats.ts";
 import { startWorker } from "../thread/start-worker.ts";
 import type { Libc } from "./libc.ts";
@@ -17,7 +16,9 @@ export class Wires {
   /** QEMU's ends, by NIC. */
   readonly qemuEnds: readonly number[];
   readonly #ourEnds: readonly number[];
-  #thread: Worker | null = null;
+  readonly #stop = new SharedArrayBuffer(4);
+  /** Resolves when the thread has ended. */
+  #ended: Promise<unknown> = Promise.resolve();
 
   constructor(libc: Libc, places: readonly NicPlace[]) {
     this.stats = TrafficStats.create(places.length);
@@ -40,14 +41,19 @@ export class Wires {
       })),
       stats: this.stats.shared,
       kernelPresent,
+      stop: this.#stop,
     };
-    this.#thread = startWorker("../qemu/traffic-thread", data, []);
-    this.#thread.on("error", onError);
+    const thread = startWorker("../qemu/traffic-thread", data, []);
+    thread.on("error", onError);
+    this.#ended = new Promise((resolve) => thread.once("exit", resolve));
   }
 
-  /** The network falls silent. */
+  /** The network falls silent, and takes what the NICs have sent. */
   async stop(): Promise<void> {
-    await this.#thread?.terminate();
+    const stop = new Int32Array(this.#stop);
+    Atomics.store(stop, 0, 1);
+    Atomics.notify(stop, 0);
+    await this.#ended;
   }
 
   /** After QEMU's end: takes the frames that it has not read. @returns how many, by NIC */
