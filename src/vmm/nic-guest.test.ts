@@ -420,3 +420,29 @@ test("a guest refuses registers that are not its own, and too little memory", ()
     (error) => isKernelError(error, "EINVAL"),
   );
 });
+
+test("shutDown() turns reception off, and the tail stays from then on", () => {
+  const r = rig();
+  // More than one step takes, so that some are left when reception is off.
+  arrive(r, 255);
+  r.guest.shutDown();
+  while (
+    !r.accesses.some((a) => a.startsWith(`write ${reg.E1000_RCTL.toString(16)} `) && !isOn(a))
+  ) {
+    arrive(r, r.nic.isReceiving ? 200 : 0);
+    r.guest.step();
+  }
+  arrive(r, 0);
+  r.accesses.length = 0;
+  while (!r.guest.isAtRest) r.guest.step();
+  assert.equal(r.guest.counters.received, r.sequence);
+  assert.deepEqual(
+    r.accesses.filter((a) => a.startsWith(`write ${reg.E1000_RDT.toString(16)} `)),
+    [],
+  );
+});
+
+/** Whether a write of RCTL leaves reception on. */
+function isOn(access: string): boolean {
+  return (Number.parseInt(access.split(" ")[2], 16) & reg.E1000_RCTL_EN) !== 0;
+}
