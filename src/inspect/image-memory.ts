@@ -8,12 +8,16 @@
  * @module
  */
 import { HandoverError } from "../abi/handover-error.ts";
-import { khoRecordOrder } from "../abi/kho-record.ts";
 import type { WordReader } from "../abi/words.ts";
-import { hex, isAligned, isIndex, MAX_ORDER, orderBytes } from "../base/units.ts";
+import { hex } from "../base/units.ts";
 import type { IncomingMemory, Place } from "../kernel/kho/incoming.ts";
-import { liesInRuns, mergeRuns, type SortedBlocks } from "../kernel/kho/preserved-blocks.ts";
-import { RecordClaims, recordPage } from "../kernel/kho/record-claims.ts";
+import {
+  checkBlock,
+  liesInRuns,
+  mergeRuns,
+  type SortedBlocks,
+} from "../kernel/kho/preserved-blocks.ts";
+import { RecordClaims } from "../kernel/kho/record-claims.ts";
 import type { RamImage } from "./image/ram-image.ts";
 import type { Problems } from "./problems.ts";
 
@@ -60,12 +64,7 @@ export class ImageMemory implements IncomingMemory {
   }
 
   claim(pa: number, order: number, field: string): void {
-    if (!isIndex(order, MAX_ORDER))
-      throw new HandoverError(field, `order ${order} is not 0 to ${MAX_ORDER}`);
-    if (!(pa >= 0) || !isAligned(pa, orderBytes(order)))
-      throw new HandoverError(field, `${hex(pa)} is not aligned to order ${order}`);
-    if (!this.#image.contains(pa, orderBytes(order)))
-      throw new HandoverError(field, `${hex(pa)} is not in RAM`);
+    checkBlock(this.#image, pa, order, field);
     const other = this.#claims.get(pa);
     if (other !== undefined)
       throw new HandoverError(field, `${hex(pa)} is claimed by ${other} already`);
@@ -74,14 +73,7 @@ export class ImageMemory implements IncomingMemory {
   }
 
   claimRecord(pa: number, lengthBytes: number, field: string): void {
-    const order = khoRecordOrder(lengthBytes);
-    if (order !== null) {
-      this.claim(pa, order, field);
-      return;
-    }
-    const page = recordPage(pa, lengthBytes, field);
-    if (!this.#records.hasPage(page)) this.claim(page, 0, field);
-    this.#records.add(pa, lengthBytes, field);
+    this.#records.claim(pa, lengthBytes, field, (block, order) => this.claim(block, order, field));
   }
 
   /** 4 KiB pages in preserved blocks that nothing which was read names. */

@@ -18,20 +18,20 @@ import {
   readKexecMetadata,
 } from "../../abi/kexec-metadata.ts";
 import { type KhoSubtree, readKhoFdt, readScratch } from "../../abi/kho.ts";
-import { khoRecordOrder } from "../../abi/kho-record.ts";
 import { ByteWords, type WordReader } from "../../abi/words.ts";
-import { hex, isAligned, isIndex, MAX_ORDER, orderBytes, PAGE_SIZE } from "../../base/units.ts";
+import { hex, orderBytes, PAGE_SIZE } from "../../base/units.ts";
 import type { KhoBootParameters, PhysicalMemory } from "../../machine/machine.ts";
 import type { BlockList } from "../mm/buddy-allocator.ts";
 import type { IncomingMemory } from "./incoming.ts";
 import {
+  checkBlock,
   checkOverlaps,
   liesInRuns,
   mergeRuns,
   readPreservedTree,
   type SortedBlocks,
 } from "./preserved-blocks.ts";
-import { RecordClaims, recordPage } from "./record-claims.ts";
+import { RecordClaims } from "./record-claims.ts";
 import { Scratch } from "./scratch.ts";
 
 /** A block that a field has named. */
@@ -121,24 +121,12 @@ export class IncomingHandover implements IncomingMemory {
   }
 
   claimRecord(pa: number, lengthBytes: number, field: string): void {
-    const order = khoRecordOrder(lengthBytes);
-    if (order !== null) {
-      this.claim(pa, order, field);
-      return;
-    }
-    const page = recordPage(pa, lengthBytes, field);
-    if (!this.#records.hasPage(page)) this.claim(page, 0, field);
-    this.#records.add(pa, lengthBytes, field);
+    this.#records.claim(pa, lengthBytes, field, (block, order) => this.claim(block, order, field));
   }
 
   /** Index of the block of exactly that order. */
   #blockOf(pa: number, order: number, field: string): number {
-    if (!isIndex(order, MAX_ORDER))
-      throw new HandoverError(field, `order ${order} is not 0 to ${MAX_ORDER}`);
-    if (!(pa >= 0) || !isAligned(pa, orderBytes(order)))
-      throw new HandoverError(field, `${hex(pa)} is not aligned to order ${order}`);
-    if (!this.#ram.contains(pa, orderBytes(order)))
-      throw new HandoverError(field, `${hex(pa)} is not in RAM`);
+    checkBlock(this.#ram, pa, order, field);
     const index = this.#blocks.find(pa);
     if (index < 0) throw new HandoverError(field, `${hex(pa)} is not preserved`);
     if (this.#blocks.order(index) !== order)

@@ -8,7 +8,7 @@
 import { HandoverError } from "../../abi/handover-error.ts";
 import { walkRadixTree } from "../../abi/kho-radix.ts";
 import type { RamWords } from "../../abi/ram-words.ts";
-import { hex, MAX_ORDER, orderBytes, PAGE_SIZE } from "../../base/units.ts";
+import { hex, isAligned, isIndex, MAX_ORDER, orderBytes, PAGE_SIZE } from "../../base/units.ts";
 import type { MemoryRange } from "../../machine/machine.ts";
 import type { BlockList } from "../mm/buddy-allocator.ts";
 import type { Scratch } from "./scratch.ts";
@@ -160,4 +160,24 @@ export function liesInRuns(runs: Float64Array, pa: number, lengthBytes: number):
     else high = middle;
   }
   return low % 2 === 1 && pa + lengthBytes <= runs[low];
+}
+
+/**
+ * Checks that an address and an order are those of a block in RAM. Safe on any numbers.
+ *
+ * @param field - that names the block
+ * @throws {HandoverError} when they are not
+ */
+export function checkBlock(
+  ram: Pick<RamWords, "contains">,
+  pa: number,
+  order: number,
+  field: string,
+): void {
+  if (!isIndex(order, MAX_ORDER))
+    throw new HandoverError(field, `order ${order} is not 0 to ${MAX_ORDER}`);
+  if (!(pa >= 0) || !isAligned(pa, orderBytes(order)))
+    throw new HandoverError(field, `${hex(pa)} is not aligned to order ${order}`);
+  if (!ram.contains(pa, orderBytes(order)))
+    throw new HandoverError(field, `${hex(pa)} is not in RAM`);
 }

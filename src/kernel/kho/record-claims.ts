@@ -3,7 +3,7 @@
  * @module
  */
 import { HandoverError } from "../../abi/handover-error.ts";
-import { KHO_RECORD_ALIGN_BYTES } from "../../abi/kho-record.ts";
+import { KHO_RECORD_ALIGN_BYTES, khoRecordOrder } from "../../abi/kho-record.ts";
 import { alignDown, alignUp, hex, isAligned, PAGE_SIZE } from "../../base/units.ts";
 
 interface Claimed {
@@ -18,7 +18,7 @@ interface Claimed {
  * @param pa - untrusted
  * @throws {HandoverError} when it is unaligned or reaches beyond its page
  */
-export function recordPage(pa: number, lengthBytes: number, field: string): number {
+function recordPage(pa: number, lengthBytes: number, field: string): number {
   if (!(pa >= 0) || !isAligned(pa, KHO_RECORD_ALIGN_BYTES))
     throw new HandoverError(field, `${hex(pa)} is not aligned to ${KHO_RECORD_ALIGN_BYTES} bytes`);
   const page = alignDown(pa, PAGE_SIZE);
@@ -31,6 +31,29 @@ export function recordPage(pa: number, lengthBytes: number, field: string): numb
 export class RecordClaims {
   readonly #pages = new Map<number, Claimed[]>();
 
+  /**
+   * Claims what {@link IncomingMemory.claimRecord} is asked for: a record of a shared page, whose page is claimed with its
+   * first record, or a block of its own when it is too large.
+   *
+   * @param claimBlock - as {@link IncomingMemory.claim}, of whoever keeps the books of blocks
+   * @throws {HandoverError} as `claimRecord`
+   */
+  claim(
+    pa: number,
+    lengthBytes: number,
+    field: string,
+    claimBlock: (pa: number, order: number, field: string) => void,
+  ): void {
+    const order = khoRecordOrder(lengthBytes);
+    if (order !== null) {
+      claimBlock(pa, order, field);
+      return;
+    }
+    const page = recordPage(pa, lengthBytes, field);
+    if (!this.hasPage(page)) claimBlock(page, 0, field);
+    this.#add(pa, lengthBytes, field);
+  }
+
   /** Whether records of that page have been claimed. */
   hasPage(page: number): boolean {
     return this.#pages.has(page);
@@ -40,7 +63,7 @@ export class RecordClaims {
    * @param pa - of a record that {@link recordPage} has passed
    * @throws {HandoverError} when it overlaps another
    */
-  add(pa: number, lengthBytes: number, field: string): void {
+  #add(pa: number, lengthBytes: number, field: string): void {
     const page = alignDown(pa, PAGE_SIZE);
     const end = pa + alignUp(lengthBytes, KHO_RECORD_ALIGN_BYTES);
     const claimed = this.#pages.get(page) ?? [];

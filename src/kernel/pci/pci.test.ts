@@ -2,7 +2,6 @@ import assert from "node:assert/strict";
 import { test } from "node:test";
 import fc from "fast-check";
 import { HandoverError } from "../../abi/handover-error.ts";
-import { khoRecordOrder } from "../../abi/kho-record.ts";
 import * as reg from "../../abi/pci.ts";
 import { PCI_FUNCTION_SER, PCI_SER, pciSerBytes } from "../../abi/pci-luo.ts";
 import { isKernelError, KernelError } from "../../base/errno.ts";
@@ -17,7 +16,7 @@ import type { Firmware, Mmio } from "../../machine/machine.ts";
 import { createSharedRam, Ram } from "../../machine/physical-memory.ts";
 import type { KexecHandover } from "../kho/handover.ts";
 import type { IncomingMemory } from "../kho/incoming.ts";
-import { RecordClaims, recordPage } from "../kho/record-claims.ts";
+import { RecordClaims } from "../kho/record-claims.ts";
 import { RecordPages } from "../kho/record-pages.ts";
 import type { PageAllocator } from "../mm/page-allocator.ts";
 import type { PciFunction } from "./function.ts";
@@ -180,15 +179,9 @@ class FakePages {
           throw new HandoverError(field, `not preserved with order ${order}`);
       },
       claimRecord: (pa, lengthBytes, field) => {
-        const order = khoRecordOrder(lengthBytes);
-        if (order !== null) {
-          this.incoming.claim(pa, order, field);
-          return;
-        }
-        this.incoming.claim(recordPage(pa, lengthBytes, field), 0, field);
         // A test decodes the same handover more than once.
         this.#claims.clear();
-        this.#claims.add(pa, lengthBytes, field);
+        this.#claims.claim(pa, lengthBytes, field, this.incoming.claim);
       },
     };
     const { memory } = hw;
