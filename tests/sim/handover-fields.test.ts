@@ -87,19 +87,7 @@ describe("a handover with any one field wrong", () => {
         rig.makeFiles(host);
         return agent.update([rig.createVm(host, 0)], IMAGE_PATH, COMMAND_LINE);
       }
-      const taken = Agent.takeOver(host, () => {});
-      assert.ok(taken !== null);
-      rig.mount(host);
-      const { vms, failures } = taken.agent.restore(taken.journal, {
-        open: (session) => rig.restoreVm(host, session),
-        running: () => {},
-        runOthers: () => {},
-      });
-      assert.deepEqual(failures, []);
-      rig.runVms(host, vms);
-      for (const vm of vms) rig.destroyVm(host, vm);
-      rig.checkNoLeaks(booted, "at the end");
-      return rig.powerOff(booted);
+      return rig.takeOverAndEnd(booted, true);
     }
   });
 });

@@ -9,6 +9,7 @@ import assert from "node:assert/strict";
 import { E1000E_DEVICE_ID, E1000E_VENDOR_ID } from "../../src/abi/e1000e.ts";
 import { O_CREAT, O_RDWR } from "../../src/abi/uapi/fs.ts";
 import { LINUX_REBOOT_CMD_POWER_OFF } from "../../src/abi/uapi/reboot.ts";
+import { Agent } from "../../src/agent/agent.ts";
 import { isKernelError } from "../../src/base/errno.ts";
 import { alignUp, MIB } from "../../src/base/units.ts";
 import { fiemap } from "../../src/host/fiemap.ts";
@@ -178,6 +179,24 @@ export class FailureRig {
     this.checkVm(vm, "at its end");
     vm.destroy();
     this.watch.forbid(vm.name);
+  }
+
+  /** Takes over what the last kernel's agent left, in whole; then lets the VMs run if asked to, ends all, and counts. */
+  takeOverAndEnd(booted: Booted, runs: boolean): never {
+    const { host } = booted;
+    const taken = Agent.takeOver(host, () => {});
+    assert.ok(taken !== null, `the journal is there, seed ${this.seed}`);
+    this.mount(host);
+    const { vms, failures } = taken.agent.restore(taken.journal, {
+      open: (session) => this.restoreVm(host, session),
+      running: () => {},
+      runOthers: () => {},
+    });
+    assert.deepEqual(failures, []);
+    if (runs) this.runVms(host, vms);
+    for (const vm of vms) this.destroyVm(host, vm);
+    this.checkNoLeaks(booted, "at the end");
+    return this.powerOff(booted);
   }
 
   /** Lets VMs run until each has received `frames` more. */
