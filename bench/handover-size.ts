@@ -160,7 +160,7 @@ function measure({ nics, build }: Case): Measured & { readonly preserved: Preser
         host.mkdir("/mnt/guests");
         host.mount("guests", "/mnt/guests", "memfs", "");
         build(host, preserved);
-        host.kexecFileLoad(`/boot/${IMAGE.name}`, "");
+        host.kexecFileLoad(`/boot/${IMAGE.name}`, null, "");
         return host.reboot(LINUX_REBOOT_CMD_KEXEC);
       },
     },

@@ -20,7 +20,7 @@ import {
   retrieveSession,
 } from "../host/liveupdate.ts";
 import { MemfdRecord } from "../host/memfd-record.ts";
-import type { ManagedVm, RestoredVm } from "../vmm/managed-vm.ts";
+import type { ManagedVm, Pending, RestoredVm } from "../vmm/managed-vm.ts";
 import {
   AGENT_SESSION,
   decodeJournal,
@@ -155,17 +155,19 @@ export class Agent {
         const check = this.#phase("preflight", () => this.preflight(vms, image));
         if (check.blockers.length > 0)
           throw new KernelError("EOPNOTSUPP", "update", check.blockers.join("; "));
-        this.#phase("load", () => host.kexecFileLoad(image, commandLine));
+        this.#phase("load", () => host.kexecFileLoad(image, null, commandLine));
         undo(() => host.kexecUnload());
 
         const journal = this.#phase("preserve", () => this.#preserve(vms, undo));
         const pausedAtNs = new Map<string, number>();
         this.#phase("pause", () => {
+          const paused: Pending[] = [];
           for (const vm of vms) {
             pausedAtNs.set(vm.name, host.clockNs());
             undo(() => vm.resume());
-            vm.pause();
+            paused.push(vm.pause());
           }
+          for (const wait of paused) wait();
         });
         journal.write({
           format: JOURNAL_FORMAT,
@@ -233,7 +235,6 @@ export class Agent {
       }
     });
     this.#phase("finish", () => {
-      for (const vm of vms) vm.settle();
       for (const [name, session] of sessions) {
         restorer.runOthers(vms);
         const isFinished = attempt(name, "finish", () => retry(() => finish(host, session)));
@@ -282,14 +283,16 @@ export class Agent {
       userData: null,
     });
     preserveFd(host, session, fd, JOURNAL_TOKEN);
+    const preserved: Pending[] = [];
     for (const vm of vms) {
       const vmSession = createSession(host, this.#liveUpdate, vm.name);
       undo(() => {
         host.close(vmSession);
         vm.unpreserve();
       });
-      vm.preserve(vmSession);
+      preserved.push(vm.preserve(vmSession));
     }
+    for (const wait of preserved) wait();
     return record;
   }
 

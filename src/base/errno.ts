@@ -43,6 +43,7 @@ export const ERRNO = {
   EMSGSIZE: 90,
   EOPNOTSUPP: 95,
   EADDRINUSE: 98,
+  ETIMEDOUT: 110,
 } as const;
 
 /** The name of an errno. */

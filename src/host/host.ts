@@ -45,10 +45,11 @@ export interface Host {
   eventfd(initial: number, flags: number): number;
 
   /**
-   * @param image - path or URL of a kernel image manifest
-   * @throws {KernelError} ENOENT, ENOEXEC-like EINVAL when it is not an image
+   * @param kernel - path of a kernel image
+   * @param initrd - path of what the image's first process comes from; null for none. Images of our kernel have none
+   * @throws {KernelError} ENOENT; EINVAL, ENOEXEC it is not an image, or the kernel takes no initrd; EPERM; EBUSY
    */
-  kexecFileLoad(image: string, commandLine: string): void;
+  kexecFileLoad(kernel: string, initrd: string | null, commandLine: string): void;
   /** Unloads the image that kexecFileLoad loaded. */
   kexecUnload(): void;
   /** `LINUX_REBOOT_CMD_*`. Returns only by throwing; KEXEC without a loaded image is EINVAL. */

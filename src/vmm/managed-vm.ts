@@ -16,6 +16,16 @@ export interface Resource {
   readonly blocker: string | null;
 }
 
+/**
+ * Waits until what was begun is done. So whoever drives several VMs begins with all of them before it waits for any.
+ *
+ * @throws {KernelError} what it failed with; ETIMEDOUT when it does not end
+ */
+export type Pending = () => void;
+
+/** Of what is done at once. */
+export const DONE: Pending = () => undefined;
+
 /** A VM that runs. */
 export interface ManagedVm {
   /** Unique on the host; names its session, so at most 63 bytes. */
@@ -23,13 +33,14 @@ export interface ManagedVm {
   resources(): readonly Resource[];
   /**
    * Puts everything of the VM into an outgoing session. The guest runs on.
-   * @throws {KernelError} what PRESERVE_FD throws; the caller closes the session, which undoes it
+   * @throws {KernelError} what PRESERVE_FD throws, at once or from the result; the caller closes the session, which
+   *   undoes it
    */
-  preserve(session: number): void;
-  /** The session is gone: the VM is ordinary again. */
+  preserve(session: number): Pending;
+  /** The session is gone: the VM is ordinary again. Also after a `preserve` that failed. */
   unpreserve(): void;
   /** Stops the guest and saves its registers into what is preserved. */
-  pause(): void;
+  pause(): Pending;
   /** The guest runs again, after a jump that did not happen. */
   resume(): void;
   /** Lets the guest run for a short while. @returns whether it did anything */
@@ -42,6 +53,4 @@ export interface RestoredVm extends ManagedVm {
   rebuild(): void;
   /** Moves the device to the rebuilt HWPT, which the kernel compares with the old one first. */
   swap(): void;
-  /** Drops what only the restoration needed. Called before and after FINISH is fine. */
-  settle(): void;
 }

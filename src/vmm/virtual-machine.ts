@@ -3,7 +3,7 @@
  *
  * The ordinary chain is the one of R1: a mapping of the memory file, an IOAS over the same file, a HWPT on the
  * IOAS, the device attached to it. Guest physical address and IOVA are the same number.
- * Lifecycle: create → step … preserve → pause → (kexec) → restore → step … rebuild → swap → settle, and so on;
+ * Lifecycle: create → step … preserve → pause → (kexec) → restore → step … rebuild → swap, and so on;
  *   destroy at the end. Only {@link Host} is used.
  * @module
  */
@@ -27,7 +27,7 @@ import { MappedMemory } from "../host/mapped-memory.ts";
 import { MemfdRecord } from "../host/memfd-record.ts";
 import * as vfio from "../host/vfio.ts";
 import type { Guest, GuestFactory, GuestMachine } from "./guest.ts";
-import type { Resource, RestoredVm } from "./managed-vm.ts";
+import { DONE, type Pending, type Resource, type RestoredVm } from "./managed-vm.ts";
 
 /** What a VM is made of. */
 export interface VmSpec {
@@ -278,20 +278,21 @@ export class VirtualMachine implements RestoredVm {
     ];
   }
 
-  preserve(session: number): void {
+  preserve(session: number): Pending {
     const host = this.#host;
     // The order is that of need: a HWPT wants its memory in the session, a device its iommufd.
     liveupdate.preserveFd(host, session, this.#fds.memory, TOKEN.memory);
     liveupdate.preserveFd(host, session, this.#fds.state, TOKEN.state);
     liveupdate.preserveFd(host, session, this.#fds.iommufd, TOKEN.iommufd);
     liveupdate.preserveFd(host, session, this.#fds.device, TOKEN.device);
+    return DONE;
   }
 
   unpreserve(): void {
     // Closing the session has undone everything; nothing of a VM changes when it is preserved.
   }
 
-  pause(): void {
+  pause(): Pending {
     this.#running = false;
     this.#state.write({
       format: "holdfast-vm-v1",
@@ -300,6 +301,7 @@ export class VirtualMachine implements RestoredVm {
       memoryMap: readMemoryMap(this.#host, this.#fds.memory),
       registers: toHex(this.#guest.save()),
     });
+    return DONE;
   }
 
   resume(): void {
@@ -319,10 +321,6 @@ export class VirtualMachine implements RestoredVm {
     this.#chain = this.#rebuilt;
     this.#rebuilt = null;
     this.#onOldTables = false;
-  }
-
-  settle(): void {
-    // The restored HWPT belongs to the session: FINISH discards it.
   }
 
   /** Stops for good and frees everything, the memory file too. The guest must be at rest. */

@@ -54,7 +54,7 @@ export function handOverOnOurKernel(image: string): OurRun {
   const { machine, run } = powerOn((kernel) => {
     const host = kernel.spawn();
     preserveAll(host);
-    host.kexecFileLoad(`/boot/${IMAGE.name}`, COMMAND_LINE);
+    host.kexecFileLoad(`/boot/${IMAGE.name}`, null, COMMAND_LINE);
     return host.reboot(LINUX_REBOOT_CMD_KEXEC);
   });
   machine.onJump((ram, { parameters, problem }) => {
@@ -96,7 +96,7 @@ export function passThroughOurKernel(image: string, kho: KhoBootParameters): Our
     const host = kernel.spawn();
     finishAll(host, retrieveAll(host));
     preserveAll(host);
-    host.kexecFileLoad(`/boot/${IMAGE.name}`, COMMAND_LINE);
+    host.kexecFileLoad(`/boot/${IMAGE.name}`, null, COMMAND_LINE);
     return host.reboot(LINUX_REBOOT_CMD_KEXEC);
   });
   copyRam(image, machine.ram);

@@ -81,13 +81,13 @@ test("update() to an image that lacks one format is refused by preflight, before
     const { pause } = vm;
     vm.pause = () => {
       pauses.push(vm.name);
-      pause.call(vm);
+      return pause.call(vm);
     };
     const preserved: string[] = [];
     const { preserve } = vm;
     vm.preserve = (session) => {
       preserved.push(vm.name);
-      preserve.call(vm, session);
+      return preserve.call(vm, session);
     };
     for (const [format, { name }] of LACKING) {
       const path = `/boot/${name}`;

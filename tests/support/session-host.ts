@@ -25,7 +25,7 @@ export function jumpOnce(
       const host = boot(machine, parameters, { release: IMAGE.release }).spawn();
       if (parameters.kho !== null) return host.reboot(LINUX_REBOOT_CMD_POWER_OFF);
       userspace(host);
-      host.kexecFileLoad(IMAGE_PATH, COMMAND_LINE);
+      host.kexecFileLoad(IMAGE_PATH, null, COMMAND_LINE);
       return host.reboot(LINUX_REBOOT_CMD_KEXEC);
     },
   };

@@ -51,7 +51,7 @@ export function demoInit(host: Host): never {
 
   const image = plan.images[(agent.updates + 1) % plan.images.length];
   // Long before the update: a kernel that has had time to prepare itself boots faster.
-  if (agent.updates < plan.updates) host.kexecFileLoad(image, host.commandLine);
+  if (agent.updates < plan.updates) host.kexecFileLoad(image, null, host.commandLine);
   runFor(host, vms, plan.runNs, say);
   // What is blocked from here to the jump the next kernel finds at its boot.
   if (agent.updates < plan.updates) sayFaults(host, agent.updates, say);

@@ -292,10 +292,17 @@ export class Process {
     return this.#install(() => new Eventfd(initial, flags), O_RDWR);
   }
 
-  kexecFileLoad(image: string, commandLine: string): void {
-    userString(image, PATH_MAX - 1, "kexec_file_load", "ENAMETOOLONG");
+  /** @throws {KernelError} EINVAL for an initrd: the image has all that it needs; else as {@link ProcessServices} */
+  kexecFileLoad(kernel: string, initrd: string | null, commandLine: string): void {
+    userString(kernel, PATH_MAX - 1, "kexec_file_load", "ENAMETOOLONG");
+    if (initrd !== null)
+      throw new KernelError(
+        "EINVAL",
+        "kexec_file_load",
+        `initrd ${describe(initrd)}: images of this kernel take none`,
+      );
     userString(commandLine, COMMAND_LINE_SIZE - 1, "kexec_file_load", "EINVAL");
-    this.#services.kexecFileLoad(image, commandLine);
+    this.#services.kexecFileLoad(kernel, commandLine);
   }
 
   kexecUnload(): void {
