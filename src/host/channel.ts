@@ -1,22 +1,18 @@
 /**
- * Message channels between processes of a host: lines of text, each with file descriptors, and the peer as the kernel
- * knows it. On Linux they are Unix stream sockets (SO_PEERCRED, SCM_RIGHTS); a place without processes has its own.
+ * Where others reach the agent: lines of text in both directions, with file descriptors where the place has them.
  *
- * Why an interface: who speaks over channels (the agent, a VMM) needs no sockets to be tested, and runs where there are none.
- *
- * Descriptors in a stream: they arrive no later than the first byte of their message, so an endpoint hands them out in the
- * order of arrival, to each line as many as its JSON declares (`"fds": n`, absent: 0).
- *
- * Source: unix(7), cmsg(3), socket(7)
+ * Why: the agent's control protocol is the same on every place, but what carries it is not: Unix sockets with
+ * SCM_RIGHTS on Linux (src/linux), a console on the embedded machine. An endpoint frames, bounds and delivers; it knows
+ * nothing of what the lines say but how many descriptors belong to one.
  * @module
  */
 
-/** Longest line in bytes of UTF-8, without its newline. */
-export const CHANNEL_LINE_BYTES = 64 * 1024;
-/** Most descriptors of one message. */
-export const CHANNEL_MESSAGE_FDS = 16;
+/** Most bytes of one line, without its newline. */
+export const LINE_BYTES_MAX = 64 * 1024;
+/** Most descriptors that belong to one line. */
+export const LINE_FDS_MAX = 16;
 
-/** The process at the other end when it connected, as the kernel says. */
+/** Who is at the other end when it connected, as the kernel says. */
 export interface Peer {
   readonly pid: number;
   readonly uid: number;
@@ -25,48 +21,41 @@ export interface Peer {
   readonly groups: readonly number[];
 }
 
-/** One connection. */
+/** One who is connected. */
 export interface Channel {
-  /** Null where the place has no processes. */
+  /** Null where the place has no such thing. */
   readonly peer: Peer | null;
   /**
    * Takes the whole message or none of it.
-   *
-   * @param line - without newline, at most {@link CHANNEL_LINE_BYTES}
-   * @param fds - stay open and the caller's: the other end gets descriptors of its own
-   * @returns false when the other end does not take it (its buffer is full, it is gone): the caller closes
+   * @param line - without a newline
+   * @param fds - stay the caller's; the other end gets copies
+   * @returns false when the other end does not take it (its buffer is full, or it is gone): the caller closes
    */
   send(line: string, fds?: readonly number[]): boolean;
-  /** Ends the connection; nothing is reported of it any more. Again: nothing. */
+  /** Again is fine. No event follows. */
   close(): void;
 }
 
 export type EndpointEvent =
   | { readonly kind: "open"; readonly channel: Channel }
+  /** `fds`: those that came with this line, owned by the receiver of the event, who closes them. */
   | {
       readonly kind: "line";
       readonly channel: Channel;
-      /** Without its newline. */
       readonly line: string;
-      /** Those that came with the line. Whoever takes the event owns them and closes them. */
       readonly fds: readonly number[];
     }
-  | {
-      readonly kind: "closed";
-      readonly channel: Channel;
-      /** Which limit it broke; null when the other end closed it. */
-      readonly reason: string | null;
-    };
+  /** `reason`: the limit that it broke; null when the other end closed. The channel is closed already. */
+  | { readonly kind: "closed"; readonly channel: Channel; readonly reason: string | null };
 
-/** Where channels come from: a listening socket, or the one connection of a client, which is "open" in its first poll. */
+/** Where channels come from: a listening socket, or a client's one connection, which is "open" in its first poll. */
 export interface Endpoint {
   /**
-   * Waits until something happens, at most `timeoutNs`, and returns it: for each channel "open", its lines in order, "closed".
-   * A bounded number of lines for each channel, so that one that floods does not starve the others.
-   *
-   * @param timeoutNs - nanoseconds; 0 does not wait
+   * Waits until something happens, but not longer than `timeoutNs` (0: does not wait).
+   * @returns what has happened, for each channel "open", its lines in order, "closed"; a bounded number of lines of each, so
+   *   that one that floods does not starve others
    */
   poll(timeoutNs: number): readonly EndpointEvent[];
-  /** Closes all channels, and all descriptors that were received and not yet handed out. */
+  /** Closes all channels, and every descriptor that came and was not handed out. */
   close(): void;
 }
