@@ -23,6 +23,22 @@ export function ioasAlloc(host: IommufdHost, iommufd: number): number {
   }).out_ioas_id;
 }
 
+/** Allows or forbids an address space to map by pages larger than 4 KiB; not while a HWPT has areas mapped. */
+export function ioasSetHugePages(
+  host: IommufdHost,
+  iommufd: number,
+  ioasId: number,
+  isAllowed: boolean,
+): void {
+  call(host, iommufd, uapi.IOMMU_OPTION, uapi.iommu_option, {
+    option_id: uapi.IOMMU_OPTION_HUGE_PAGES,
+    op: uapi.IOMMU_OPTION_OP_SET,
+    __reserved: 0,
+    object_id: ioasId,
+    val64: isAllowed ? 1 : 0,
+  });
+}
+
 /** A range of a file to be mapped. */
 export interface FileMapping {
   readonly ioasId: number;

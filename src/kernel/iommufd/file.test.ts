@@ -8,6 +8,7 @@ import { isKernelError, KernelError } from "../../base/errno.ts";
 import { MIB, PAGE_SIZE } from "../../base/units.ts";
 import * as iommufd from "../../host/iommufd.ts";
 import * as vfio from "../../host/vfio.ts";
+import { SecondStageDomain } from "../iommu/second-stage-domain.ts";
 import { TestKernel } from "../vfio/test-rig.ts";
 import type { IommufdFile } from "./file.ts";
 
@@ -438,22 +439,74 @@ test("NOIOMMU_GET_PA fails as Linux does", () => {
   assert.ok(memory >= 0);
 });
 
-test("OPTION has one value for each option", () => {
-  const { kernel, ctx, ioasId } = setUp();
+test("OPTION of pin accounting has one value; it and unknown ones fail as Linux's do", () => {
+  const { kernel, ctx } = setUp();
   const option = (fields: Readonly<Record<string, number>>) =>
     call(kernel, ctx, uapi.IOMMU_OPTION, uapi.iommu_option, { op: 1, ...fields });
   assert.equal(option({ option_id: 0 }).val64, 0);
-  assert.equal(option({ option_id: 1, object_id: ioasId }).val64, 1);
   assert.throws(() => option({ option_id: 2 }), failsWith("EOPNOTSUPP"));
   assert.throws(() => option({ __reserved: 1 }), failsWith("EOPNOTSUPP"));
   assert.throws(() => option({ option_id: 0, object_id: 1 }), failsWith("EOPNOTSUPP"));
-  assert.throws(() => option({ option_id: 1, object_id: 1 }), failsWith("ENOENT"));
   assert.throws(() => option({ option_id: 0, op: 2 }), failsWith("EOPNOTSUPP"));
   assert.throws(() => option({ option_id: 0, op: 0 }), failsWith("EBUSY"));
-  const huge = { option_id: 1, object_id: ioasId, op: 0 };
-  option({ ...huge, val64: 1 });
-  assert.throws(() => option({ ...huge, val64: 2 }), failsWith("EINVAL"));
-  assert.throws(() => option({ ...huge, val64: 0 }), failsWith("EOPNOTSUPP"));
+  const empty = kernel.openIommufd();
+  const set = (val64: number) =>
+    call(kernel, empty, uapi.IOMMU_OPTION, uapi.iommu_option, { op: 0, option_id: 0, val64 });
+  set(0);
+  assert.throws(() => set(1), failsWith("EOPNOTSUPP"));
+  assert.throws(() => set(2), failsWith("EINVAL"));
+});
+
+test("OPTION HUGE_PAGES decides by which pages an IOAS is mapped, until a HWPT has areas mapped", () => {
+  const { kernel, host, ctx, device, deviceId, ioasId, unmap } = setUp();
+  const option = (fields: Readonly<Record<string, number>>) =>
+    call(kernel, ctx, uapi.IOMMU_OPTION, uapi.iommu_option, {
+      op: 1,
+      option_id: 1,
+      object_id: ioasId,
+      ...fields,
+    }).val64;
+  const tables = () => {
+    const hwptId = iommufd.hwptAlloc(host, ctx, { deviceId, ptId: ioasId });
+    vfio.attach(host, device, hwptId);
+    const domain = kernel.iommu.domainOf(kernel.pci.functions[0]);
+    assert.ok(domain instanceof SecondStageDomain);
+    const { tableCount } = domain.table;
+    assert.notEqual(domain.iovaToPhys(PAGE_SIZE), null);
+    vfio.detach(host, device);
+    iommufd.destroy(host, ctx, hwptId);
+    return tableCount;
+  };
+  const fileFd = kernel.memory(4 * MIB);
+  const map = (iova: number, lengthBytes: number) =>
+    iommufd.ioasMapFile(host, ctx, { ioasId, fileFd, start: 0, lengthBytes, iova, writable: true });
+
+  assert.throws(() => option({ object_id: deviceId }), failsWith("ENOENT"));
+  assert.throws(() => option({ op: 0, val64: 2 }), failsWith("EINVAL"));
+  assert.equal(option({}), 1);
+  map(0, 4 * MIB);
+  const largeTables = tables();
+  // Areas alone are no obstacle, nor is a HWPT alone; both are.
+  option({ op: 0, val64: 0 });
+  assert.equal(option({}), 0);
+  assert.equal(tables(), largeTables + 2, "two leaf tables more");
+  option({ op: 0, val64: 1 });
+  assert.equal(tables(), largeTables);
+  const hwptId = iommufd.hwptAlloc(host, ctx, { deviceId, ptId: ioasId });
+  assert.throws(() => option({ op: 0, val64: 0 }), failsWith("EINVAL", /mapped already/));
+  assert.equal(option({}), 1);
+  unmap(0, 4 * MIB);
+  option({ op: 0, val64: 0 });
+  map(0, 4 * MIB);
+  option({ op: 0, val64: 1 });
+  assert.throws(() => option({ op: 0, val64: 0 }), failsWith("EINVAL"));
+  unmap(0, 4 * MIB);
+  iommufd.destroy(host, ctx, hwptId);
+
+  // An area that is no whole page: Linux says EADDRINUSE.
+  map(0x10, 0x20);
+  assert.throws(() => option({ op: 0, val64: 0 }), failsWith("EADDRINUSE"));
+  assert.equal(option({}), 1);
 });
 
 test("GET_HW_INFO says that there is nothing to say", () => {

@@ -235,31 +235,39 @@ export class IommufdFile extends File {
     return 0;
   }
 
-  /** Both options exist with the one value that this kernel knows: no pin accounting, large pages on. */
   #option(argument: UserArgument): number {
     const op = "IOMMU_OPTION";
     const command = copyStructFromUser(uapi.iommu_option, argument, 24, op);
     const { option_id, object_id } = command;
     if (command.__reserved !== 0) throw unknownFlags(op, command.__reserved);
-    let value: number;
+    let option: { readonly value: number; set(value: number): void };
     if (option_id === uapi.IOMMU_OPTION_RLIMIT_MODE) {
       if (object_id !== 0)
         throw new KernelError("EOPNOTSUPP", op, "RLIMIT_MODE is not an object's option");
-      value = 0;
+      option = { value: 0, set: (value) => this.#setRlimitMode(value, op) };
     } else if (option_id === uapi.IOMMU_OPTION_HUGE_PAGES) {
-      this.context.objects.get(object_id, "ioas", op);
-      value = 1;
+      const { table } = this.context.objects.get(object_id, "ioas", op);
+      option = {
+        value: table.largePages ? 1 : 0,
+        set: (value) => table.setLargePages(value === 1, op),
+      };
     } else throw new KernelError("EOPNOTSUPP", op, `no option has id ${option_id}`);
-    if (command.op === uapi.IOMMU_OPTION_OP_SET) {
-      if (option_id === uapi.IOMMU_OPTION_RLIMIT_MODE && this.context.objects.size > 0)
-        throw new KernelError("EBUSY", op, "RLIMIT_MODE is set before any object is made");
-      if (command.val64 > 1) throw new KernelError("EINVAL", op, "the value is not 0 or 1");
-      if (command.val64 !== value)
-        throw new KernelError("EOPNOTSUPP", op, `this kernel has it fixed at ${value}`);
-    } else if (command.op !== uapi.IOMMU_OPTION_OP_GET)
+    if (command.op === uapi.IOMMU_OPTION_OP_GET) {
+      copyStructToUser(uapi.iommu_option, argument, { ...command, val64: option.value });
+      return 0;
+    }
+    if (command.op !== uapi.IOMMU_OPTION_OP_SET)
       throw new KernelError("EOPNOTSUPP", op, `no operation has number ${command.op}`);
-    copyStructToUser(uapi.iommu_option, argument, { ...command, val64: value });
+    if (command.val64 > 1) throw new KernelError("EINVAL", op, "the value is not 0 or 1");
+    option.set(command.val64);
     return 0;
+  }
+
+  /** This kernel does not account pinned memory to anybody, which is nearest to mode 0. */
+  #setRlimitMode(value: number, op: string): void {
+    if (this.context.objects.size > 0)
+      throw new KernelError("EBUSY", op, "RLIMIT_MODE is set before any object is made");
+    if (value !== 0) throw new KernelError("EOPNOTSUPP", op, "this kernel has it fixed at 0");
   }
 
   // HWPT.

@@ -46,8 +46,13 @@ class PageMapDomain implements PagingDomain {
   readonly pageSizes = PAGE_SIZE;
   readonly pages = new Map<number, { pa: number; prot: number }>();
   failAfter = Number.POSITIVE_INFINITY;
+  readonly #largePages: () => boolean;
+  constructor(largePages = () => true) {
+    this.#largePages = largePages;
+  }
   map(iova: number, pa: number, lengthBytes: number, prot: number): void {
     if (this.failAfter-- <= 0) throw new KernelError("ENOMEM", "map", "injected");
+    assert.ok(this.#largePages() || lengthBytes === PAGE_SIZE, "page by page");
     assert.ok(iova % PAGE_SIZE === 0 && pa % PAGE_SIZE === 0 && lengthBytes % PAGE_SIZE === 0);
     for (let at = 0; at < lengthBytes; at += PAGE_SIZE) {
       assert.ok(!this.pages.has(iova + at), "mapped twice");
@@ -230,7 +235,7 @@ class DomainCommand implements Command {
   }
   run(model: Model, real: Real): void {
     if (this.adds) {
-      const domain = new PageMapDomain();
+      const domain = new PageMapDomain(() => real.table.largePages);
       domain.failAfter = this.failAfter;
       try {
         real.table.addDomain(domain, "add");
@@ -254,6 +259,35 @@ class DomainCommand implements Command {
   }
 }
 
+class LargePagesCommand implements Command {
+  readonly isAllowed: boolean;
+  constructor(isAllowed: boolean) {
+    this.isAllowed = isAllowed;
+  }
+  check(): boolean {
+    return true;
+  }
+  run(model: Model, real: Real): void {
+    const { table } = real;
+    const was = table.largePages;
+    const set = () => table.setLargePages(this.isAllowed, "set");
+    const mayBeMapped = model.size > 0 && real.domains.length > 0;
+    if (was && !this.isAllowed && mayBeMapped) {
+      assert.throws(set, (error) => isKernelError(error, "EINVAL"));
+      assert.equal(table.largePages, was);
+    } else {
+      set();
+      assert.equal(table.largePages, this.isAllowed);
+      const isByPages = !this.isAllowed || real.domains.length > 0;
+      assert.equal(table.iovaAlignment, isByPages ? PAGE_SIZE : 1);
+    }
+    check(model, real);
+  }
+  toString(): string {
+    return `setLargePages(${this.isAllowed})`;
+  }
+}
+
 test("whatever is mapped, copied, unmapped or fails, all domains show what a simple model says", () => {
   const failAfter = fc.oneof({ weight: 3, arbitrary: fc.constant(99) }, fc.nat(3));
   const iova = fc.nat(IOVA_PAGES - FILE_PAGES);
@@ -265,6 +299,7 @@ test("whatever is mapped, copied, unmapped or fails, all domains show what a sim
     fc.tuple(iova, fc.integer({ min: 1, max: 16 })).map((a) => new UnmapCommand(...a)),
     fc.tuple(iova, count, iova).map((a) => new CopyCommand(...a)),
     fc.tuple(fc.boolean(), failAfter).map((a) => new DomainCommand(...a)),
+    fc.boolean().map((isAllowed) => new LargePagesCommand(isAllowed)),
   ];
   const frames = fc
     .array(fc.nat(40), { minLength: FILE_PAGES, maxLength: FILE_PAGES })

@@ -57,6 +57,7 @@ export class IoPageTable {
   #reserved: (Interval & { readonly owner: object })[] = [];
   readonly #domains: FollowingDomain[] = [];
   #iovaAlignment = 1;
+  #largePages = true;
   #fixedCount = 0;
   readonly #faults: FaultInjector;
 
@@ -68,9 +69,32 @@ export class IoPageTable {
     return this.#areas.items;
   }
 
-  /** 1 as long as there is no domain, then the smallest page of the domains. */
+  /** 1 as long as there is no domain and large pages are allowed, then the smallest page of the domains. */
   get iovaAlignment(): number {
     return this.#iovaAlignment;
+  }
+
+  /** Whether domains may map areas by pages larger than 4 KiB. */
+  get largePages(): boolean {
+    return this.#largePages;
+  }
+
+  /**
+   * Allows or forbids pages larger than 4 KiB to what is mapped from here on.
+   *
+   * @throws {KernelError} EINVAL when they are forbidden and a domain has areas mapped; EADDRINUSE when an area is not
+   *   whole pages; EBUSY preserved
+   */
+  setLargePages(largePages: boolean, op: string): void {
+    this.checkChangeable(op);
+    if (largePages === this.#largePages) return;
+    if (!largePages) {
+      if (this.#domains.length > 0 && this.areas.length > 0)
+        throw new KernelError("EINVAL", op, "areas are mapped already, perhaps by large pages");
+      this.#checkAligned(PAGE_SIZE, op);
+    }
+    this.#largePages = largePages;
+    this.#iovaAlignment = this.#calculateAlignment();
   }
 
   /** Whether the memory behind it is used by physical address. */
@@ -275,18 +299,10 @@ export class IoPageTable {
    *   or beyond its address width; what the domain's map throws. The domain is empty then.
    */
   addDomain(domain: FollowingDomain, op: string): void {
-    let smallestPage = 1;
-    while (Math.floor(domain.pageSizes / smallestPage) % 2 === 0) smallestPage *= 2;
-    const alignment = Math.max(smallestPage, this.#iovaAlignment);
+    const alignment = Math.max(smallestPage(domain), this.#iovaAlignment);
     if (alignment > PAGE_SIZE)
       throw new KernelError("EINVAL", op, `the smallest page is ${hex(alignment)} bytes`);
-    for (const area of this.#areas.items)
-      if (
-        area.start % alignment !== 0 ||
-        areaLength(area) % alignment !== 0 ||
-        (area.startByte % PAGE_SIZE) % alignment !== 0
-      )
-        throw new KernelError("EADDRINUSE", op, `${iovaRange(area)} is not aligned to pages`);
+    this.#checkAligned(alignment, op);
     withUndo((undo) => {
       undo(() => this.unreserve(domain));
       if (domain.apertureEnd < IOVA_END) this.reserve(domain.apertureEnd, IOVA_END - 1, domain, op);
@@ -306,7 +322,7 @@ export class IoPageTable {
     this.#domains.splice(at, 1);
     for (const area of this.#areas.items) domain.unmap(area.start, areaLength(area));
     this.unreserve(domain);
-    if (this.#domains.length === 0) this.#iovaAlignment = 1;
+    this.#iovaAlignment = this.#calculateAlignment();
   }
 
   /** Drops all areas; no domain may follow any more. */
@@ -322,13 +338,36 @@ export class IoPageTable {
   /** Maps one area into one domain, all of it or nothing. */
   #fill(domain: FollowingDomain, area: Area): void {
     if (domain.type === "noiommu") return;
+    const stepBytes = this.#largePages ? Number.POSITIVE_INFINITY : PAGE_SIZE;
     withUndo((undo) => {
-      area.pages.forEachRun(area.startByte, areaLength(area), (byte, pa, lengthBytes) => {
-        const iova = area.start + (byte - area.startByte);
-        domain.map(iova, pa, lengthBytes, area.prot);
-        undo(() => domain.unmap(iova, lengthBytes));
+      let end = area.start;
+      undo(() => {
+        if (end > area.start) domain.unmap(area.start, end - area.start);
+      });
+      area.pages.forEachRun(area.startByte, areaLength(area), (_byte, pa, lengthBytes) => {
+        for (let done = 0; done < lengthBytes; done += stepBytes) {
+          const pieceBytes = Math.min(lengthBytes, stepBytes);
+          domain.map(end, pa + done, pieceBytes, area.prot);
+          end += pieceBytes;
+        }
       });
     });
+  }
+
+  /** As {@link iovaAlignment}. */
+  #calculateAlignment(): number {
+    return Math.max(this.#largePages ? 1 : PAGE_SIZE, ...this.#domains.map(smallestPage));
+  }
+
+  /** @throws {KernelError} EADDRINUSE when an area is not aligned so */
+  #checkAligned(alignment: number, op: string): void {
+    for (const area of this.#areas.items)
+      if (
+        area.start % alignment !== 0 ||
+        areaLength(area) % alignment !== 0 ||
+        (area.startByte % PAGE_SIZE) % alignment !== 0
+      )
+        throw new KernelError("EADDRINUSE", op, `${iovaRange(area)} is not aligned to pages`);
   }
 
   #lastIova(iova: number, lengthBytes: number, op: string): number {
@@ -386,6 +425,13 @@ export class IoPageTable {
       }
     throw new KernelError("ENOSPC", op, `no room for ${hex(lengthBytes)} bytes of IOVAs`);
   }
+}
+
+/** The smallest page that a domain maps, in bytes. */
+function smallestPage({ pageSizes }: FollowingDomain): number {
+  let size = 1;
+  while (Math.floor(pageSizes / size) % 2 === 0) size *= 2;
+  return size;
 }
 
 function overlapping<T extends Interval>(
