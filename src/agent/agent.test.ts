@@ -15,6 +15,7 @@ const RESTORES = ["kho-v4", "luo-v5", "memfd-v2", "toy-v1"];
 /** A VM of one memfd. */
 class ToyVm implements RestoredVm {
   readonly name: string;
+  readonly ownerUid = null;
   readonly fake: FakeHost;
   readonly #host: Host;
   readonly fd: number;
@@ -38,6 +39,7 @@ class ToyVm implements RestoredVm {
       bytes: 0,
       compatibles: ["toy-v1"],
       blocker,
+      essential: true,
     } as const;
     return [resource];
   }

@@ -290,7 +290,7 @@ export class Agent {
         host.close(vmSession);
         vm.unpreserve();
       });
-      preserved.push(vm.preserve(vmSession));
+      preserved.push(vm.preserve(vmSession, []));
     }
     for (const wait of preserved) wait();
     return record;

@@ -28,6 +28,7 @@ function memory(changes: Partial<Resource> = {}): Resource {
     bytes: GIB,
     compatibles: ["memory-v1", "store-v1"],
     blocker: null,
+    essential: true,
     ...changes,
   };
 }
@@ -38,6 +39,7 @@ const device: Resource = {
   bytes: 0,
   compatibles: ["device-v1"],
   blocker: null,
+  essential: false,
 };
 
 /** A VM that preflight may only ask. */

@@ -39,6 +39,7 @@ const MEMBERS: Readonly<Record<keyof Host, "call" | "value">> = {
   reboot: "call",
   clockNs: "call",
   sleep: "call",
+  bootedAtNs: "value",
   release: "value",
   commandLine: "value",
   print: "call",

@@ -57,6 +57,8 @@ export interface Host {
 
   /** Monotonic nanoseconds; goes on through a kexec. */
   clockNs(): number;
+  /** First moment of this kernel's own clock, as `clockNs` counts; null where clocks do not begin with kernels. */
+  readonly bootedAtNs: number | null;
   /** Sleeps until a file descriptor that interrupts signal may be readable, or the time has passed. */
   sleep(timeoutNs: number): void;
   /** uname -r */

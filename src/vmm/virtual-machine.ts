@@ -76,6 +76,7 @@ interface Chain {
 
 export class VirtualMachine implements RestoredVm {
   readonly name: string;
+  readonly ownerUid = null;
   readonly #host: Host;
   readonly #spec: VmSpec;
   readonly #fds: { memory: number; state: number; iommufd: number; device: number; event: number };
@@ -253,6 +254,7 @@ export class VirtualMachine implements RestoredVm {
         bytes: spec.memoryBytes,
         compatibles: [MEMFS_FILE_COMPATIBLE, MEMFS_COMPATIBLE],
         blocker: null,
+        essential: true,
       },
       {
         kind: "state",
@@ -260,6 +262,7 @@ export class VirtualMachine implements RestoredVm {
         bytes: this.#host.fstat(this.#fds.state).sizeBytes,
         compatibles: [MEMFD_LUO_FH_COMPATIBLE],
         blocker: null,
+        essential: true,
       },
       {
         kind: "iommufd",
@@ -267,6 +270,7 @@ export class VirtualMachine implements RestoredVm {
         bytes: 0,
         compatibles: [IOMMUFD_LUO_COMPATIBLE, IOMMU_LUO_COMPATIBLE],
         blocker: this.#onOldTables ? "still on the previous kernel's translations" : unfinished,
+        essential: true,
       },
       {
         kind: "device",
@@ -274,6 +278,7 @@ export class VirtualMachine implements RestoredVm {
         bytes: 0,
         compatibles: [VFIO_PCI_LUO_COMPATIBLE, PCI_LUO_COMPATIBLE, IOMMU_LUO_COMPATIBLE],
         blocker: null,
+        essential: true,
       },
     ];
   }

@@ -319,6 +319,11 @@ export class Process {
     return this.#services.clock.nowNs();
   }
 
+  /** The clock is the machine's: it knows nothing of kernels. */
+  get bootedAtNs(): null {
+    return null;
+  }
+
   /** @throws {KernelError} EINVAL when the time is negative or not finite */
   sleep(timeoutNs: number): void {
     if (!(Number.isFinite(timeoutNs) && timeoutNs >= 0))
