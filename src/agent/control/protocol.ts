@@ -108,6 +108,8 @@ export type Request =
     }
   /** The guest has done its first write since its session was retrieved. `atNs`: on the machine's clock. */
   | { readonly call: "running"; readonly atNs: number }
+  /** The VM cannot be restored from its session. The session stays: another VMM may try, or it is abandoned. */
+  | { readonly call: "failed"; readonly error: KernelError }
   /** The VM's resources have changed. */
   | { readonly call: "resources"; readonly resources: readonly Resource[] }
   /** The VM ends, or is no more the agent's business. */
@@ -121,6 +123,7 @@ const CALLS: readonly CallName[] = [
   "restore",
   "register",
   "running",
+  "failed",
   "resources",
   "unregister",
 ];
@@ -430,6 +433,8 @@ function decodeRequest(message: JsonField): Request {
       };
     case "running":
       return { call, atNs: message.field("atNs").nanoseconds() };
+    case "failed":
+      return { call, error: decodeError(message.field("error")) };
     case "resources":
       return { call, resources: decodeResources(message.field("resources")) };
     case "unregister":
