@@ -1,14 +1,12 @@
 /**
  * The few calls of the C library that Node has no function for: shared file mappings and connected sockets.
  *
- * Why koffi, and why only when asked for: it is native code that only this machine needs, so it is an optional
- * dependency that is loaded when a QEMU machine starts.
  * Source: memfd_create(2), mmap(2), lseek(2), socketpair(2), unix(7)
  * @module
  */
-import { constants } from "node:os";
-import { ERRNO, type ErrnoCode, KernelError } from "../../base/errno.ts";
+import { ERRNO, systemCallError } from "../../base/errno.ts";
 import { hex } from "../../base/units.ts";
+import { openCLibrary, unixAddress } from "./c-library.ts";
 
 const MFD_CLOEXEC = 1;
 const PROT_READ_WRITE = 3;
@@ -20,8 +18,6 @@ const SOCK_STREAM = 1;
 const SOCK_DGRAM = 2;
 const SOCK_CLOEXEC = 0o2000000;
 const SOCK_NONBLOCK = 0o4000;
-/** struct sockaddr_un: the family, then a path with its NUL. */
-const SUN_PATH_BYTES = 108;
 
 /** Calls throw KernelError with the errno. */
 export interface Libc {
@@ -42,88 +38,52 @@ export interface Libc {
   connectUnix(path: string): number | null;
 }
 
-/**
- * Loads the C library.
- *
- * @throws {KernelError} EOPNOTSUPP when koffi is not installed, or this is not Linux
- */
-export async function loadLibc(): Promise<Libc> {
-  if (process.platform !== "linux")
-    throw new KernelError(
-      "EOPNOTSUPP",
-      "power on",
-      `the QEMU machine needs Linux, not ${process.platform}`,
-    );
-  const { default: koffi } = await import("koffi").catch((cause: unknown) => {
-    throw new KernelError(
-      "EOPNOTSUPP",
-      "power on",
-      "the QEMU machine maps its memory with the package koffi, which cannot be loaded: npm install koffi",
-      { cause },
-    );
-  });
-  const libc = koffi.load("libc.so.6");
-  const memfdCreate = libc.func("int memfd_create(const char *name, uint flags)");
-  const mmap = libc.func(
+/** @throws {KernelError} as {@link openCLibrary} */
+export function loadLibc(): Libc {
+  const { koffi, func, checked } = openCLibrary("the QEMU machine");
+  const memfdCreate = func("int memfd_create(const char *name, uint flags)");
+  const mmap = func(
     "intptr_t mmap(void *address, size_t length, int prot, int flags, int fd, int64_t offset)",
   );
-  const lseek = libc.func("int64_t lseek(int fd, int64_t offset, int whence)");
-  const socketpair = libc.func(
+  const lseek = func("int64_t lseek(int fd, int64_t offset, int whence)");
+  const socketpair = func(
     "int socketpair(int domain, int type, int protocol, _Out_ int32_t *sockets)",
   );
-  const socket = libc.func("int socket(int domain, int type, int protocol)");
-  const connect = libc.func("int connect(int fd, const void *address, uint length)");
-  const close = libc.func("int close(int fd)");
-
-  const checked = (op: string, result: number): number =>
-    result < 0 ? fail(op, koffi.errno()) : result;
+  const socket = func("int socket(int domain, int type, int protocol)");
+  const connect = func("int connect(int fd, const void *address, uint length)");
+  const close = func("int close(int fd)");
 
   return {
-    memfdCreate: (name) => checked("memfd_create", memfdCreate(name, MFD_CLOEXEC) as number),
+    memfdCreate: (name) => checked("memfd_create", name, memfdCreate(name, MFD_CLOEXEC)),
     mapOver(memory, fd, offset) {
-      const at = mmap(
-        memory,
-        memory.byteLength,
-        PROT_READ_WRITE,
-        MAP_SHARED_FIXED,
-        fd,
-        offset,
-      ) as number;
-      checked("mmap", at);
+      const length = memory.byteLength;
+      const at = mmap(memory, length, PROT_READ_WRITE, MAP_SHARED_FIXED, fd, offset);
+      checked("mmap", `${length} bytes of fd ${fd} from ${hex(offset)} on`, at);
     },
     seekData(fd, offset) {
-      const at = Number(lseek(fd, offset, SEEK_DATA));
+      const at = lseek(fd, offset, SEEK_DATA);
       // Nothing but a hole is left.
-      if (at < 0 && koffi.errno() === constants.errno.ENXIO) return Number.POSITIVE_INFINITY;
-      return checked(`lseek ${hex(offset)}`, at);
+      if (at < 0 && koffi.errno() === ERRNO.ENXIO) return Number.POSITIVE_INFINITY;
+      return checked("lseek", `data of fd ${fd} from ${hex(offset)} on`, at);
     },
-    seekHole: (fd, offset) => checked("lseek", Number(lseek(fd, offset, SEEK_HOLE))),
+    seekHole: (fd, offset) =>
+      checked("lseek", `hole of fd ${fd} from ${hex(offset)} on`, lseek(fd, offset, SEEK_HOLE)),
     messageSocketPair() {
       const sockets = [-1, -1];
       const type = SOCK_DGRAM | SOCK_CLOEXEC | SOCK_NONBLOCK;
-      checked("socketpair", socketpair(AF_UNIX, type, 0, sockets) as number);
+      checked("socketpair", "of datagrams", socketpair(AF_UNIX, type, 0, sockets));
       return [sockets[0], sockets[1]];
     },
     connectUnix(path) {
-      const name = Buffer.from(path);
-      if (name.length >= SUN_PATH_BYTES)
-        throw new KernelError("ENAMETOOLONG", "connect", `${path} is too long for a socket`);
-      const address = Buffer.alloc(2 + SUN_PATH_BYTES);
-      address.writeUInt16LE(AF_UNIX, 0);
-      name.copy(address, 2);
-      const fd = checked("socket", socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0) as number);
-      if ((connect(fd, address, address.length) as number) < 0) {
+      const address = unixAddress(path);
+      const fd = checked("socket", path, socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
+      if (connect(fd, address, address.length) < 0) {
         const errno = koffi.errno();
         close(fd);
-        if (errno === constants.errno.ENOENT || errno === constants.errno.ECONNREFUSED) return null;
-        fail("connect", errno);
+        if (errno === ERRNO.ENOENT || errno === ERRNO.ECONNREFUSED) return null;
+        throw systemCallError(errno, "connect", path);
       }
       return fd;
     },
   };
-}
-
-function fail(op: string, errno: number): never {
-  const code = (Object.keys(ERRNO) as ErrnoCode[]).find((name) => ERRNO[name] === errno);
-  throw new KernelError(code ?? "EIO", op, `the system call fails with errno ${errno}`);
 }

@@ -81,7 +81,7 @@ export class QemuHardware implements Platform {
   static async powerOn(config: MachineConfig, options: QemuHardwareOptions): Promise<QemuHardware> {
     q35AddressMap(config);
     const program = options.program ?? findQemu();
-    const hardware = new QemuHardware(config, await loadLibc());
+    const hardware = new QemuHardware(config, loadLibc());
     try {
       await hardware.#start(config, program, options.extraArguments ?? []);
       return hardware;
