@@ -194,8 +194,12 @@ export class Kernel {
     mm.releaseFrees();
   }
 
-  /** A new process of userspace. */
-  spawn(): Process {
+  /**
+   * A new process of userspace.
+   *
+   * @param options - `fileLimit`: its RLIMIT_NOFILE, at most 65536; default 1024
+   */
+  spawn(options: { readonly fileLimit?: number } = {}): Process {
     const { machine, commandLine, release } = this.#parts;
     return new Process({
       vfs: this.vfs,
@@ -215,6 +219,7 @@ export class Kernel {
       serial: machine.serial,
       release,
       commandLine,
+      ...options,
     });
   }
 

@@ -1,0 +1,26 @@
+/**
+ * All cases, in the order in which they run: those that want a kernel with no image loaded come first.
+ * @module
+ */
+import { DEVICE_CASES } from "./cases/device.ts";
+import { IOCTL_CASES } from "./cases/ioctls.ts";
+import { JUMP_CASES } from "./cases/jumps.ts";
+import { MEMFD_CASES } from "./cases/memfds.ts";
+import { PRESERVED_MEMFD_CASES } from "./cases/preserved-memfds.ts";
+import { SESSION_FILE_CASES } from "./cases/session-files.ts";
+import { SESSION_CASES } from "./cases/sessions.ts";
+import type { ConformanceCase } from "./conformance-case.ts";
+
+/** Cases by subject. */
+export const SUITE: ReadonlyMap<string, readonly ConformanceCase[]> = new Map([
+  ["reboot and jumps", JUMP_CASES],
+  ["the device", DEVICE_CASES],
+  ["requests", IOCTL_CASES],
+  ["sessions", SESSION_CASES],
+  ["files of sessions", SESSION_FILE_CASES],
+  ["preserved memfds", PRESERVED_MEMFD_CASES],
+  ["memfds", MEMFD_CASES],
+]);
+
+/** All of them in one list. */
+export const CASES: readonly ConformanceCase[] = [...SUITE.values()].flat();
