@@ -32,6 +32,11 @@ export class JsonField {
     }
   }
 
+  /** Whether it is not there at all. */
+  get isMissing(): boolean {
+    return this.#value === undefined;
+  }
+
   /** Whether it is not there; null counts as that. */
   get isAbsent(): boolean {
     return this.#value === undefined || this.#value === null;

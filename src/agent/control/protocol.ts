@@ -17,6 +17,8 @@
 import { ERRNO, type ErrnoCode, KernelError } from "../../base/errno.ts";
 import { RESOURCE_KINDS, type Resource, type ResourceKind } from "../../vmm/managed-vm.ts";
 import { AGENT_SESSION } from "../journal.ts";
+import type { Degradation } from "../preflight.ts";
+import type { KernelTarget } from "../target/kernel-target.ts";
 import { JsonField } from "./json-field.ts";
 
 /** Calls of one client that are not answered yet. */
@@ -39,13 +41,6 @@ const PATH_BYTES = 4095;
 const COMMAND_LINE_BYTES = 2047;
 const ERROR_LENGTH = 1024;
 const ABANDON_MAX = 256;
-
-/** Which kernel to update to; null: what runs now. */
-export interface TargetChoice {
-  readonly kernel: string | null;
-  readonly initrd: string | null;
-  readonly commandLine: string | null;
-}
 
 /**
  * What a VMM says of its VM when it registers it.
@@ -72,21 +67,30 @@ const REGISTER_STATES: readonly RegisterState[] = [
 /** States with which a VMM hands a copy of its session in. */
 const WITH_SESSION: readonly RegisterState[] = ["preserved", "paused", "restoring", "restored"];
 
+/** What an update is to be. */
+export interface UpdateChoice {
+  /** What is absent is the running kernel's; `initrd: null` is none. */
+  readonly target: Partial<KernelTarget>;
+  readonly degradation: Required<Degradation>;
+}
+
+/** What the other end failed with. */
+export interface PeerError {
+  readonly code: ErrnoCode;
+  /** Without the code. */
+  readonly message: string;
+}
+
 /** Calls, checked. */
 export type Request =
   /** @see StatusResult. `from`: the first VM of the page, by its place in the order of names */
   | { readonly call: "status"; readonly from: number }
   /** @see PlanResult */
-  | {
-      readonly call: "plan";
-      readonly target: TargetChoice;
-      readonly without: readonly ResourceKind[];
-    }
+  | { readonly call: "plan"; readonly choice: UpdateChoice }
   /** uid 0. With `dryRun` as `plan`; without it there is no result: the connection ends with the kernel, or an error comes. */
   | {
       readonly call: "update";
-      readonly target: TargetChoice;
-      readonly without: readonly ResourceKind[];
+      readonly choice: UpdateChoice;
       readonly dryRun: boolean;
       /** For each answer of a VM; null: the agent's default. */
       readonly timeoutNs: number | null;
@@ -109,7 +113,7 @@ export type Request =
   /** The guest has done its first write since its session was retrieved. `atNs`: on the machine's clock. */
   | { readonly call: "running"; readonly atNs: number }
   /** The VM cannot be restored from its session. The session stays: another VMM may try, or it is abandoned. */
-  | { readonly call: "failed"; readonly error: KernelError }
+  | { readonly call: "failed"; readonly error: PeerError }
   /** The VM's resources have changed. */
   | { readonly call: "resources"; readonly resources: readonly Resource[] }
   /** The VM ends, or is no more the agent's business. */
@@ -158,6 +162,8 @@ const ASKS: readonly AskName[] = [
 /**
  * Where a VM is.
  * - `running`: registered, ordinary
+ * - `absent`: was registered, and its VMM has not come back since the agent was started anew, or broke the protocol: an
+ *   update would end it
  * - `preserving`, `preserved`, `pausing`, `paused`: on its way into an update
  * - `undoing`: told that the update does not happen, has not answered yet
  * - `incoming`: came through the jump, its VMM is not there (again)
@@ -168,6 +174,7 @@ const ASKS: readonly AskName[] = [
  */
 export type VmState =
   | "running"
+  | "absent"
   | "preserving"
   | "preserved"
   | "pausing"
@@ -229,8 +236,10 @@ export interface PlanResult {
   readonly vms: number;
   /** Bytes of guest memory, which stay where they are. */
   readonly guestBytes: number;
-  /** Kinds that the VMs let go of, as asked. */
-  readonly without: readonly ResourceKind[];
+  /** What the VMs let go of, as asked: "vm0: iommufd /dev/iommu"; the first {@link LISTED_MAX}. */
+  readonly leftBehind: readonly string[];
+  /** What could not be found out about the target, and was allowed not to be; the first {@link LISTED_MAX}. */
+  readonly warnings: readonly string[];
   /** How many reasons there are why the update cannot be done; 0: it can. */
   readonly blocked: number;
   /** The first {@link LISTED_MAX} of them. */
@@ -336,7 +345,10 @@ export function decodeAgentMessage(line: string): AgentMessage {
   }
   const id = messageId(message.field("id"));
   const error = message.field("error");
-  if (!error.isAbsent) return { kind: "error", id, error: decodeError(error) };
+  if (!error.isAbsent) {
+    const { code, message: detail } = decodeError(error);
+    return { kind: "error", id, error: new KernelError(code, "agent", detail) };
+  }
   const { result, event } = JSON.parse(line) as { result?: unknown; event?: unknown };
   if (event !== undefined) return { kind: "event", id, event };
   if (result === undefined) throw notAMessage("message has no result, error or event");
@@ -408,11 +420,11 @@ function decodeRequest(message: JsonField): Request {
     case "status":
       return { call, from: message.field("from").optional((from) => from.integer(0, 1e6), 0) };
     case "plan":
-      return { call, ...decodeTarget(message) };
+      return { call, choice: decodeChoice(message) };
     case "update":
       return {
         call,
-        ...decodeTarget(message),
+        choice: decodeChoice(message),
         dryRun: message.field("dryRun").optional((dryRun) => dryRun.boolean(), false),
         timeoutNs: decodeTimeout(message),
       };
@@ -442,26 +454,31 @@ function decodeRequest(message: JsonField): Request {
   }
 }
 
-function decodeTarget(message: JsonField): {
-  target: TargetChoice;
-  without: readonly ResourceKind[];
-} {
-  const path = (field: JsonField) =>
-    field.matching(/^\/[^\0]+$/, "an absolute path") && field.text(PATH_BYTES);
-  const none: TargetChoice = { kernel: null, initrd: null, commandLine: null };
+function decodeChoice(message: JsonField): UpdateChoice {
   return {
-    target: message.field("target").optional(
-      (target) => ({
-        kernel: target.field("kernel").optional(path, null),
-        initrd: target.field("initrd").optional(path, null),
-        commandLine: target
-          .field("commandLine")
-          .optional((line) => line.text(COMMAND_LINE_BYTES), null),
-      }),
-      none,
-    ),
-    without: message.field("without").optional(decodeKinds, []),
+    target: message.field("target").optional(decodeTarget, {}),
+    degradation: {
+      without: message.field("without").optional(decodeKinds, []),
+      allowUnknown: message.field("allowUnknown").optional((allow) => allow.boolean(), false),
+    },
   };
+}
+
+function decodeTarget(target: JsonField): Partial<KernelTarget> {
+  const [kernel, initrd, line] = ["kernel", "initrd", "commandLine"].map((name) =>
+    target.field(name),
+  );
+  return {
+    ...(kernel.isAbsent ? {} : { kernel: decodePath(kernel) }),
+    ...(initrd.isMissing ? {} : { initrd: initrd.optional(decodePath, null) }),
+    ...(line.isAbsent ? {} : { commandLine: line.text(COMMAND_LINE_BYTES) }),
+  };
+}
+
+function decodePath(field: JsonField): string {
+  const path = field.text(PATH_BYTES);
+  if (!path.startsWith("/")) throw field.wrong("an absolute path");
+  return path;
 }
 
 function decodeKinds(field: JsonField): ResourceKind[] {
@@ -486,17 +503,12 @@ function messageId(field: JsonField): number {
 }
 
 /** An errno that nobody knows is EIO: the message says more. */
-function decodeError(field: JsonField): KernelError {
+function decodeError(field: JsonField): PeerError {
   const name = field.field("code").prose(32);
   const code = Object.hasOwn(ERRNO, name) ? (name as ErrnoCode) : "EIO";
-  // The other end's KernelError has its errno and operation in its message already.
   const message = field.field("message").prose(ERROR_LENGTH);
   const prefix = `${name}: `;
-  return new KernelError(
-    code,
-    "peer",
-    message.startsWith(prefix) ? message.slice(prefix.length) : message,
-  );
+  return { code, message: message.startsWith(prefix) ? message.slice(prefix.length) : message };
 }
 
 function invalid(message: string): KernelError {
