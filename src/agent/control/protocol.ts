@@ -294,7 +294,7 @@ export type ClientMessage =
   /** A call with a wrong field: to be answered with this error. */
   | { readonly kind: "refused"; readonly id: number; readonly error: KernelError }
   /** `error`: what the VMM failed with; null when it has done what it was asked. */
-  | { readonly kind: "answer"; readonly ask: number; readonly error: KernelError | null };
+  | { readonly kind: "answer"; readonly ask: number; readonly error: PeerError | null };
 
 /** A message of the agent, read and checked as far as both kinds of clients need it. */
 export type AgentMessage =
