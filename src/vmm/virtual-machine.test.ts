@@ -1,9 +1,10 @@
 import assert from "node:assert/strict";
 import { describe, it } from "node:test";
+import { failingHost } from "../../tests/support/failing-host.ts";
 import { O_CREAT, O_RDWR } from "../abi/uapi/fs.ts";
 import { LINUX_REBOOT_CMD_POWER_OFF } from "../abi/uapi/reboot.ts";
 import { Agent } from "../agent/agent.ts";
-import { isKernelError, KernelError } from "../base/errno.ts";
+import { isKernelError } from "../base/errno.ts";
 import { GIB, MIB, PAGE_SIZE } from "../base/units.ts";
 import { fiemap } from "../host/fiemap.ts";
 import type { Host } from "../host/host.ts";
@@ -21,6 +22,7 @@ import { bootNicGuest } from "./nic-guest.ts";
 import { VirtualMachine, type VmSpec } from "./virtual-machine.ts";
 
 const IMAGE: KernelImage = { name: "next", entry: "next", release: "2", restores: RESTORES };
+const TARGET = { kernel: `/boot/${IMAGE.name}`, initrd: null, commandLine: "liveupdate=on" };
 const MOUNT_POINT = "/mnt/guests";
 
 /** Runs userspace on each kernel of a host. @returns the status that it powered off with */
@@ -72,33 +74,6 @@ function vmSpec(host: Host, memoryBytes = 8 * MIB): VmSpec {
   return { name: "vm", memoryPath, memoryBytes, devicePath: nic.path, noiommu: false };
 }
 
-/** The host, whose call number `failing` fails with EIO; calls after that one do not. */
-function failingHost(host: Host, failing: number) {
-  let calls = 0;
-  let failed: string | null = null;
-  const proxy = new Proxy(host, {
-    get(target, name: keyof Host) {
-      const member = Reflect.get(target, name, target) as unknown;
-      if (typeof member !== "function") return member;
-      return (...args: unknown[]) => {
-        if (calls++ === failing) {
-          failed = name;
-          throw new KernelError("EIO", name, "injected");
-        }
-        return member.apply(target, args) as unknown;
-      };
-    },
-  });
-  return {
-    host: proxy,
-    /** @returns the call that failed, or null; no other fails from here on */
-    stop: () => {
-      calls = Number.POSITIVE_INFINITY;
-      return failed;
-    },
-  };
-}
-
 /** What must be the same again after something was undone. */
 function accounts(host: Process): unknown {
   return {
@@ -134,7 +109,7 @@ describe("VirtualMachine", () => {
         const fd = host.open(spec.memoryPath, O_RDWR);
         seen.pieces = fiemap(host, fd).length;
         host.close(fd);
-        return Agent.start(host, () => {}).update([vm], `/boot/${IMAGE.name}`, "liveupdate=on");
+        return Agent.start(host, () => {}).update([vm], TARGET);
       }
       const { vms, failures } = taken.agent.restore(taken.journal, {
         open: (session) => VirtualMachine.restore(host, session, idleGuest),
@@ -196,7 +171,7 @@ describe("VirtualMachine", () => {
     const status = runHost((host) => {
       if (boots++ === 0) {
         const vm = VirtualMachine.create(host, vmSpec(host), bootNicGuest);
-        return Agent.start(host, () => {}).update([vm], `/boot/${IMAGE.name}`, "liveupdate=on");
+        return Agent.start(host, () => {}).update([vm], TARGET);
       }
       const liveUpdate = host.open("/dev/liveupdate", 0);
       const session = retrieveSession(host, liveUpdate, "vm");
