@@ -25,7 +25,7 @@ export function repositoryRoot(): string {
   return folder;
 }
 
-/** Everything that is kept between runs: kernels, initramfs archives. */
+/** What is kept between runs: kernels. */
 export function cacheFolder(): string {
   return join(process.env["XDG_CACHE_HOME"] || join(homedir(), ".cache"), "holdfast");
 }

@@ -38,7 +38,6 @@ export const BOOT_TOOLS: readonly Tool[] = commands({
   "qemu-system-x86_64": "qemu-system-x86",
   setpriv: "util-linux",
   ldd: "libc-bin",
-  strip: "binutils",
 });
 
 /** To read a flattened device tree. */

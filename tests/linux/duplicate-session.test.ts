@@ -9,21 +9,22 @@ import assert from "node:assert/strict";
 import { after, before, describe, test } from "node:test";
 import type { DuplicateReport } from "./guest/reports.ts";
 import { type HandoverView, viewHandover } from "./handover-view.ts";
-import { LinuxMachine, skipReason } from "./rig.ts";
+import { skipReason } from "./rig.ts";
+import { ScenarioMachine } from "./scenario-machine.ts";
 
 describe("Linux with 51 sessions and one name twice", { skip: skipReason() }, () => {
-  let machine: LinuxMachine;
+  let machine: ScenarioMachine;
   let duplicate: DuplicateReport;
   let view: HandoverView;
 
   before(async () => {
-    machine = LinuxMachine.start("duplicate");
+    machine = await ScenarioMachine.start("duplicate");
     duplicate = await machine.next("duplicate");
     machine.goOn();
     await machine.jumped();
     view = viewHandover(machine.ram);
     machine.goOn();
-    await machine.end();
+    await machine.ended();
   });
   after(() => machine?.close());
 

@@ -35,8 +35,9 @@ import {
   type OurRun,
   takeOverFromLinux,
 } from "./our-kernel.ts";
-import { LinuxMachine, skipReason } from "./rig.ts";
+import { skipReason } from "./rig.ts";
 import { expectedContent, expectedFiles, SESSIONS, sha256 } from "./scenario.ts";
+import { ScenarioMachine } from "./scenario-machine.ts";
 
 const EXPECTED: ComparableHandover = {
   liveupdateNumber: 1,
@@ -51,7 +52,7 @@ const FDT_HEADER_BYTES = 40;
 
 describe("a handover of Linux", { skip: skipReason() }, () => {
   let folder: string;
-  let machine: LinuxMachine;
+  let machine: ScenarioMachine;
   let preserved: PreservedReport;
   let frozen: HandoverView;
   let commands: ReturnType<typeof runCommands>;
@@ -71,7 +72,7 @@ describe("a handover of Linux", { skip: skipReason() }, () => {
   // One machine's life: booting takes longer than all that is asked of it.
   before(async () => {
     folder = mkdtempSync(join(tmpdir(), "holdfast-"));
-    machine = LinuxMachine.start("handover");
+    machine = await ScenarioMachine.start("handover");
     const { ram } = machine;
     preserved = await machine.next("preserved");
     const luo = viewHandover(ram).subtrees.find(({ name }) => name === LUO_KHO_ENTRY_NAME);
@@ -97,7 +98,7 @@ describe("a handover of Linux", { skip: skipReason() }, () => {
     machine.goOn();
     finished = await machine.next("finished");
     machine.goOn();
-    await machine.end();
+    await machine.ended();
   });
   after(() => {
     machine?.close();

@@ -13,8 +13,9 @@ import { writeFdtAddress } from "./gate.ts";
 import type { RetrievedReport } from "./guest/reports.ts";
 import { type HandoverView, viewHandover } from "./handover-view.ts";
 import { khoParameters, type OurHandover, passThroughOurKernel } from "./our-kernel.ts";
-import { LinuxMachine, RAM_BYTES, skipReason } from "./rig.ts";
+import { RAM_BYTES, skipReason } from "./rig.ts";
 import { expectedFiles } from "./scenario.ts";
+import { ScenarioMachine } from "./scenario-machine.ts";
 
 /** Below and above lie firmware's tables, which our machine has elsewhere. */
 const LOW_MEMORY_BYTES = MIB;
@@ -27,11 +28,13 @@ const HIGH_MEMORY_BYTES = 2 * MIB;
 const ATTEMPTS = 4;
 
 function isEarlyDeath(error: unknown): boolean {
-  return error instanceof Error && error.message.startsWith('the guest ended before "jumped"');
+  return (
+    error instanceof Error && error.message.startsWith("the machine ended: no hello of boot 2")
+  );
 }
 
 describe("our kernel between two Linuxes", { skip: skipReason() }, () => {
-  let machine: LinuxMachine;
+  let machine: ScenarioMachine;
   let ours: OurHandover;
   let view: HandoverView;
   let retrieved: RetrievedReport;
@@ -51,7 +54,7 @@ describe("our kernel between two Linuxes", { skip: skipReason() }, () => {
   after(() => machine?.close());
 
   async function passThrough(): Promise<void> {
-    machine = LinuxMachine.start("handover");
+    machine = await ScenarioMachine.start("handover");
     const { ram } = machine;
     await machine.next("preserved");
     machine.goOn();
@@ -73,7 +76,7 @@ describe("our kernel between two Linuxes", { skip: skipReason() }, () => {
     machine.goOn();
     await machine.next("finished");
     machine.goOn();
-    await machine.end();
+    await machine.ended();
   }
 
   test("hands over the second update, whole", () => {

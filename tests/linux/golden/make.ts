@@ -16,14 +16,15 @@ import { type CorePiece, encodeElfCore } from "../../../src/inspect/image/elf-co
 import { encodeNote } from "../../../src/inspect/image/image-note.ts";
 import { openImage } from "../../../src/inspect/image/open-image.ts";
 import { khoParameters } from "../our-kernel.ts";
-import { LinuxMachine, RAM_BYTES } from "../rig.ts";
+import { RAM_BYTES } from "../rig.ts";
+import { ScenarioMachine } from "../scenario-machine.ts";
 import { WatchedImage } from "./watched-image.ts";
 
 async function main(): Promise<void> {
   const path = process.argv[2];
   assert(path !== undefined, "usage: tsx tests/linux/golden/make.ts FILE");
   assert(!existsSync(path), `${path} exists, and golden handovers are never made again`);
-  const machine = LinuxMachine.start("handover");
+  const machine = await ScenarioMachine.start("handover");
   try {
     await machine.next("preserved");
     machine.goOn();

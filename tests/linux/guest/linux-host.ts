@@ -13,6 +13,7 @@ import { ERRNO, type ErrnoCode, KernelError } from "../../../src/base/errno.ts";
 import type { ScenarioHost } from "../scenario.ts";
 
 const SYS_KEXEC_FILE_LOAD = 320;
+const KEXEC_FILE_NO_INITRAMFS = 4;
 const PROT_READ = 1;
 const MAP_SHARED = 1;
 const MAP_POPULATE = 0x8000;
@@ -31,6 +32,7 @@ const calls = {
   mount: libc.func(
     "int mount(const char *source, const char *target, const char *type, unsigned long flags, const char *data)",
   ),
+  umount: libc.func("int umount(const char *target)"),
   mmap: libc.func(
     "void *mmap(void *address, size_t length, int protection, int flags, int fd, int64_t offset)",
   ),
@@ -91,24 +93,27 @@ export class LinuxHost implements ScenarioHost {
   }
 }
 
-/** As mount(2). */
-export function mount(source: string, target: string, type: string): void {
-  checked(`mount ${target}`, calls.mount(source, target, type, 0, null));
+/** As mount(2), without flags. */
+export function mount(source: string, target: string, type: string, options: string): void {
+  checked(`mount ${target}`, calls.mount(source, target, type, 0, options));
 }
 
-/** kexec_file_load(2) of a kernel and its initramfs. */
-export function kexecFileLoad(kernel: string, initramfs: string, commandLine: string): void {
-  const kernelFd = openSync(kernel, "r");
-  const initramfsFd = openSync(initramfs, "r");
+/** As umount(2). */
+export function umount(target: string): void {
+  checked(`umount ${target}`, calls.umount(target));
+}
+
+/** kexec_file_load(2) of a kernel that has a root without an initramfs. */
+export function kexecFileLoad(kernel: string, commandLine: string): void {
+  const fd = openSync(kernel, "r");
   const bytes = Buffer.from(`${commandLine}\0`);
   const result = calls.syscall(
     SYS_KEXEC_FILE_LOAD,
-    ...["int", kernelFd, "int", initramfsFd, "unsigned long", bytes.length],
-    ...["const char *", bytes, "unsigned long", 0],
+    ...["int", fd, "int", -1, "unsigned long", bytes.length],
+    ...["const char *", bytes, "unsigned long", KEXEC_FILE_NO_INITRAMFS],
   );
   checked("kexec_file_load", result);
-  closeSync(kernelFd);
-  closeSync(initramfsFd);
+  closeSync(fd);
 }
 
 /** reboot(2); returns only by throwing. */

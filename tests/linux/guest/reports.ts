@@ -1,16 +1,14 @@
 /**
- * What the program in the guest tells the test over the second serial line: a mark and one JSON object a line.
+ * What the scenario's program in the guest tells the test: a mark and one JSON object a line.
  * @module
  */
 import type { ObservedFile } from "../scenario.ts";
 
-/** Before each report, so that nothing else on the line is taken for one. */
-export const REPORT_MARK = "@holdfast ";
-/** What the test writes to let the guest go on. */
-export const GO_ON = "go";
+/** Before each report: other lines are none. */
+export const REPORT_MARK = "report ";
 
-/** Kernel command-line word that chooses what the guest does: `holdfast.scenario=NAME`. */
-export const SCENARIO_PARAMETER = "holdfast.scenario";
+/** Path of the kernel that the scenario jumps into, which waits at the gate (gate.ts). */
+export const GATED_KERNEL = "/boot/vmlinuz-gate";
 
 /** handover: the sessions of `scenario.ts`; duplicate: as many sessions as fill a block, and a name twice. */
 export type Scenario = "handover" | "duplicate";

@@ -1,36 +1,27 @@
 /**
- * The first process of the Linux that tests boot, before and after the jump.
+ * Does a scenario in the guest step by step, before and after the jump: after each step it reports and waits, so that the
+ * test can look at memory while nothing here runs.
  *
- * It does a scenario step by step; after each step it reports and waits, so that the test can look at memory while
- * nothing here runs.
+ * Its argument is the scenario's name. Reports go to standard output, a line each; a line of standard input lets it go on.
  * @module
  */
-import {
-  existsSync,
-  openSync,
-  readdirSync,
-  readFileSync,
-  readSync,
-  writeFileSync,
-  writeSync,
-} from "node:fs";
+import { existsSync, readdirSync, readFileSync, readSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
-import { type CpioEntry, encodeCpio, withFolders } from "../../../scripts/linux/cpio.ts";
 import { O_RDWR } from "../../../src/abi/uapi/fs.ts";
 import { LINUX_REBOOT_CMD_KEXEC, LINUX_REBOOT_CMD_RESTART } from "../../../src/abi/uapi/reboot.ts";
 import { isKernelError } from "../../../src/base/errno.ts";
 import { createSession } from "../../../src/host/liveupdate.ts";
 import { finishAll, type MadeSession, preserveAll, retrieveAll } from "../scenario.ts";
-import { kexecFileLoad, LinuxHost, mount, pagesOf, readText, reboot } from "./linux-host.ts";
+import { kexecFileLoad, LinuxHost, pagesOf, readText, reboot } from "./linux-host.ts";
 import {
   type FilePages,
-  GO_ON,
+  GATED_KERNEL,
   type GuestReport,
   type KhoDebugfs,
   REPORT_MARK,
-  SCENARIO_PARAMETER,
 } from "./reports.ts";
 
+const STDIN = 0;
 const DEBUGFS = "/sys/kernel/debug";
 const SHMEM_HUGE = "/sys/kernel/mm/transparent_hugepage/shmem_enabled";
 /** Each line that the kernel prints on its way out takes this long: time to stop it. */
@@ -38,17 +29,11 @@ const PRINTK_DELAY_MS = 500;
 /** Sessions that fit into one block of the handover. */
 const SESSIONS_OF_A_BLOCK = 51;
 
-mount("devtmpfs", "/dev", "devtmpfs");
-mount("proc", "/proc", "proc");
-mount("sysfs", "/sys", "sysfs");
-mount("debugfs", DEBUGFS, "debugfs");
-const line = openSync("/dev/ttyS1", "r+");
 const host = new LinuxHost();
 const release = readText("/proc/sys/kernel/osrelease");
-const commandLine = readText("/proc/cmdline");
 
 try {
-  if (commandLine.includes(`${SCENARIO_PARAMETER}=duplicate`)) fillBlock();
+  if (process.argv[2] === "duplicate") fillBlock();
   else if (existsSync(join(DEBUGFS, "kho/in/fdt"))) takeOver();
   else handOver();
 } catch (error) {
@@ -92,41 +77,11 @@ function fillBlock(): void {
   jump();
 }
 
-/** Ends this kernel for one like it, with the root that this one was booted with. */
+/** Ends this kernel for one like it. */
 function jump(): never {
-  const archive = "/tmp/initramfs.cpio";
-  writeFileSync(archive, packRoot());
-  kexecFileLoad("/boot/bzImage", archive, commandLine);
+  kexecFileLoad(GATED_KERNEL, readText("/proc/cmdline"));
   writeFileSync("/proc/sys/kernel/printk_delay", `${PRINTK_DELAY_MS}`);
   return reboot(LINUX_REBOOT_CMD_KEXEC);
-}
-
-function packRoot(): Uint8Array {
-  const entries: CpioEntry[] = ["dev", "proc", "sys", "tmp"].map((path) => ({
-    kind: "folder",
-    path,
-  }));
-  entries.push({ kind: "device", path: "dev/console", major: 5, minor: 1 });
-  const roots = ["init", "bin", "boot", "lib", "lib64", "node_modules", "program", "usr"];
-  for (const root of roots) addFiles(`/${root}`, entries);
-  return encodeCpio(withFolders(entries));
-}
-
-function addFiles(path: string, entries: CpioEntry[]): void {
-  if (!existsSync(path)) return;
-  const files =
-    path === "/init"
-      ? [path]
-      : readdirSync(path, { recursive: true, withFileTypes: true })
-          .filter((entry) => entry.isFile())
-          .map((entry) => join(entry.parentPath, entry.name));
-  for (const file of files)
-    entries.push({
-      kind: "file",
-      path: file.slice(1),
-      bytes: readFileSync(file),
-      executable: true,
-    });
 }
 
 function pages({ files }: MadeSession): FilePages[] {
@@ -161,13 +116,10 @@ function debugfs(direction: "in" | "out"): KhoDebugfs {
 }
 
 function report(what: GuestReport): void {
-  const bytes = Buffer.from(`${REPORT_MARK}${JSON.stringify(what)}\n`);
-  for (let done = 0; done < bytes.length; ) done += writeSync(line, bytes, done);
+  console.log(`${REPORT_MARK}${JSON.stringify(what)}`);
 }
 
 /** Until the test has looked. */
 function waitToGoOn(): void {
-  const bytes = Buffer.alloc(64);
-  let text = "";
-  while (!text.includes(`${GO_ON}\n`)) text += bytes.toString("utf8", 0, readSync(line, bytes));
+  readSync(STDIN, Buffer.alloc(64));
 }
