@@ -245,8 +245,9 @@ export function loadFfi() {
      * @returns how many are ready
      */
     poll: (fds: Uint8Array, timeoutNs: number): number => {
-      const end = process.hrtime.bigint() + BigInt(Math.ceil(timeoutNs));
-      for (let restNs = BigInt(Math.ceil(timeoutNs)); ; ) {
+      const wholeNs = BigInt(Math.ceil(Math.min(timeoutNs, Number.MAX_SAFE_INTEGER)));
+      const end = process.hrtime.bigint() + wholeNs;
+      for (let restNs = wholeNs; ; ) {
         const timespec = [restNs / 1_000_000_000n, restNs % 1_000_000_000n];
         const ready = ppoll(fds, fds.length / POLLFD_BYTES, timespec, null);
         if (ready >= 0 || koffi.errno() !== ERRNO.EINTR)
@@ -255,10 +256,14 @@ export function loadFfi() {
         if (restNs < 0n) restNs = 0n;
       }
     },
-    /** Waits on another thread until one is ready, or for no reason. @param fds - array of struct pollfd */
-    pollAsync: (fds: Uint8Array): Promise<void> =>
+    /**
+     * Waits on another thread. It may end for no reason.
+     * @param fds - array of struct pollfd
+     * @param timeoutMs - -1: none
+     */
+    pollAsync: (fds: Uint8Array, timeoutMs: number): Promise<void> =>
       new Promise((resolve, reject) => {
-        poll.async(fds, fds.length / POLLFD_BYTES, -1, (error: Error | null) => {
+        poll.async(fds, fds.length / POLLFD_BYTES, timeoutMs, (error: Error | null) => {
           if (error === null) resolve();
           else reject(error);
         });

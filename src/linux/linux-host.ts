@@ -34,7 +34,7 @@ import {
 } from "../abi/uapi/fs.ts";
 import type { UserArgument } from "../abi/uapi/ioctl.ts";
 import { BugError } from "../base/assert.ts";
-import { isKernelError, KernelError, systemCallError } from "../base/errno.ts";
+import { isKernelError, KernelError } from "../base/errno.ts";
 import { isIndex, PAGE_SIZE } from "../base/units.ts";
 import type { Host } from "../host/host.ts";
 import type { FileStat } from "../kernel/vfs/file.ts";
@@ -53,7 +53,8 @@ import {
 } from "./ffi.ts";
 import { IoctlArgument } from "./ioctl-argument.ts";
 import { MemoryMapping } from "./memory-mapping.ts";
-import { PollSet } from "./poll-set.ts";
+import { nodeCall } from "./node-call.ts";
+import { PollSet, type Wanted } from "./poll-set.ts";
 
 const FD_LAST = 0x7fffffff;
 const U32_LAST = 0xffffffff;
@@ -303,7 +304,7 @@ export class LinuxHost implements Host {
   sleep(timeoutNs: number): void {
     if (!(Number.isFinite(timeoutNs) && timeoutNs >= 0))
       throw new KernelError("EINVAL", "sleep", `${describe(timeoutNs)} ns`);
-    const set = new PollSet([...this.#eventfds].map((fd) => [fd, POLLIN] as const));
+    const set = new PollSet([...this.#eventfds].map((fd): Wanted => [fd, POLLIN]));
     this.#ffi.poll(set.bytes, timeoutNs);
   }
 
@@ -365,17 +366,6 @@ function checkOffset(offset: number, op: string): void {
 
 function checkPath(path: string, op: string): void {
   userString(path, PATH_MAX - 1, op, "ENAMETOOLONG");
-}
-
-/** A call of Node's, with errors as a Host has them. */
-function nodeCall<T>(op: string, detail: string, call: () => T): T {
-  try {
-    return call();
-  } catch (error) {
-    if (error instanceof Error && "errno" in error && typeof error.errno === "number")
-      throw systemCallError(-error.errno, op, detail);
-    throw error;
-  }
 }
 
 /** Opens a file to be read for as long as `use` runs. */

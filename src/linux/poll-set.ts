@@ -4,15 +4,16 @@
  */
 import { POLLFD_BYTES } from "./ffi.ts";
 
+/** A descriptor and what to wait for: POLLIN, POLLOUT, or both. */
+export type Wanted = readonly [fd: number, events: number];
+
 export class PollSet {
   /** Array of struct pollfd. */
   readonly bytes: Uint8Array;
   readonly #words: DataView;
   readonly #places: ReadonlyMap<number, number>;
 
-  /** @param wanted - descriptor and events (POLLIN, POLLOUT) */
-  constructor(wanted: Iterable<readonly [fd: number, events: number]>) {
-    const entries = [...wanted];
+  constructor(entries: readonly Wanted[]) {
     this.bytes = new Uint8Array(entries.length * POLLFD_BYTES);
     this.#words = new DataView(this.bytes.buffer);
     this.#places = new Map(entries.map(([fd], i) => [fd, i * POLLFD_BYTES]));
