@@ -2,17 +2,16 @@
 import { describe } from "../inspect/describe.ts";
 import { diffHandovers } from "../inspect/diff.ts";
 import { counted, type Line, quoteText, renderLines } from "../inspect/text.ts";
+import { parse, positionals } from "./arguments.ts";
 import type { Command } from "./command.ts";
 import {
   IMAGE_OPTIONS,
   IMAGE_OPTIONS_HELP,
   IMAGES_HELP,
   imageChoice,
-  parse,
-  positionals,
-  styleOf,
   withImage,
 } from "./image-options.ts";
+import { styleOf } from "./terminal.ts";
 import { UsageError } from "./usage-error.ts";
 
 const HELP = `Shows what differs between two handovers, as before one jump and before the next: sessions, files,
@@ -35,7 +34,7 @@ export const diff: Command = {
   help: HELP,
   async run(args) {
     const { values, positionals: given } = parse({
-      args: [...args],
+      args,
       options: IMAGE_OPTIONS,
       allowPositionals: true,
     });

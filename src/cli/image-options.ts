@@ -2,13 +2,11 @@
  * What the commands that read images have in common: how an image is named, opened and shown.
  * @module
  */
-import { parseArgs } from "node:util";
 import { formatBytes, PAGE_SIZE, TIB } from "../base/units.ts";
 import { type Handover, readHandover } from "../inspect/handover.ts";
 import { ImageError } from "../inspect/image/elf-core.ts";
 import { openImage } from "../inspect/image/open-image.ts";
 import { isSystemError } from "../inspect/image/system-error.ts";
-import { COLOURED, PLAIN, type Style } from "../inspect/text.ts";
 import { UsageError } from "./usage-error.ts";
 import { parseSize } from "./values.ts";
 
@@ -59,24 +57,6 @@ export function imageChoice(values: {
   };
 }
 
-/** As parseArgs, with its complaints as {@link UsageError}. */
-export function parse<T extends NonNullable<Parameters<typeof parseArgs>[0]>>(config: T) {
-  try {
-    return parseArgs<T>(config);
-  } catch (error) {
-    if (error instanceof TypeError && "code" in error)
-      throw new UsageError(error.message.split("\n")[0]);
-    throw error;
-  }
-}
-
-/** The names that a command must have been given. */
-export function positionals(given: readonly string[], names: readonly string[]): readonly string[] {
-  if (given.length !== names.length)
-    throw new UsageError(`expected ${names.join(" ")}, got ${given.length} arguments`);
-  return given;
-}
-
 /**
  * Opens an image, reads what it holds, and lets `use` look at it.
  * @returns what `use` returns; 1 when the image cannot be read, which is then told on standard error
@@ -98,13 +78,6 @@ export function withImage(
     console.error(`holdfast: ${path}: ${error.message}`);
     return 1;
   }
-}
-
-/** Colours on a terminal, unless the reader wants none (https://no-color.org). */
-export function styleOf(stream: NodeJS.WriteStream): Style {
-  return stream.isTTY && !process.env["NO_COLOR"] && process.env["TERM"] !== "dumb"
-    ? COLOURED
-    : PLAIN;
 }
 
 const PROGRESS_EVERY_MS = 200;

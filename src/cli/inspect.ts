@@ -6,17 +6,16 @@ import { contentBytes, extract, findFiles } from "../inspect/extract.ts";
 import { fdtBytes } from "../inspect/find-fdt.ts";
 import type { Handover } from "../inspect/handover.ts";
 import { renderHandover } from "../inspect/render.ts";
+import { parse, positionals } from "./arguments.ts";
 import type { Command } from "./command.ts";
 import {
   IMAGE_OPTIONS,
   IMAGE_OPTIONS_HELP,
   IMAGES_HELP,
   imageChoice,
-  parse,
-  positionals,
-  styleOf,
   withImage,
 } from "./image-options.ts";
+import { styleOf } from "./terminal.ts";
 import { UsageError } from "./usage-error.ts";
 
 const HELP = `Shows what one kernel has handed over to the next: KHO's FDT and preserved pages, live-update
@@ -53,7 +52,7 @@ export const inspect: Command = {
       positionals: given,
       tokens,
     } = parse({
-      args: [...args],
+      args,
       tokens: true,
       options: {
         ...IMAGE_OPTIONS,

@@ -4,18 +4,17 @@ import type { Handover } from "../inspect/handover.ts";
 import { deviceNames, reachDevice, reachPage } from "../inspect/reach.ts";
 import { renderRun } from "../inspect/render.ts";
 import { renderLines } from "../inspect/text.ts";
+import { parse, positionals } from "./arguments.ts";
 import type { Command } from "./command.ts";
 import {
   IMAGE_OPTIONS,
   IMAGE_OPTIONS_HELP,
   IMAGES_HELP,
   imageChoice,
-  parse,
   parseAddress,
-  positionals,
-  styleOf,
   withImage,
 } from "./image-options.ts";
+import { styleOf } from "./terminal.ts";
 import { UsageError } from "./usage-error.ts";
 
 const HELP = `Tells which devices reach a page of memory, and by which address (IOVA); or what one device
@@ -41,7 +40,7 @@ export const reach: Command = {
   help: HELP,
   async run(args) {
     const { values, positionals: given } = parse({
-      args: [...args],
+      args,
       options: { ...IMAGE_OPTIONS, page: { type: "string" }, device: { type: "string" } },
       allowPositionals: true,
     });

@@ -3,17 +3,16 @@ import { formatBytes } from "../base/units.ts";
 import { describe, type HandoverView } from "../inspect/describe.ts";
 import { renderProblems } from "../inspect/render.ts";
 import { counted } from "../inspect/text.ts";
+import { parse, positionals } from "./arguments.ts";
 import type { Command } from "./command.ts";
 import {
   IMAGE_OPTIONS,
   IMAGE_OPTIONS_HELP,
   IMAGES_HELP,
   imageChoice,
-  parse,
-  positionals,
-  styleOf,
   withImage,
 } from "./image-options.ts";
+import { styleOf } from "./terminal.ts";
 
 const HELP = `Checks a handover by every rule that the kernel checks before it adopts one, by the kernel's own
 decoders: every page that a table names is preserved, none is named twice or lies in scratch, counts
@@ -40,7 +39,7 @@ export const verify: Command = {
   help: HELP,
   async run(args) {
     const { values, positionals: given } = parse({
-      args: [...args],
+      args,
       options: IMAGE_OPTIONS,
       allowPositionals: true,
     });

@@ -3,9 +3,9 @@
  * @module
  */
 import { constants } from "node:os";
-import { parseArgs } from "node:util";
 import { formatBytes, TIB } from "../../base/units.ts";
 import { NIC_GUEST_MIN_BYTES } from "../../vmm/nic-guest.ts";
+import { parse } from "../arguments.ts";
 import type { Command } from "../command.ts";
 import { UsageError } from "../usage-error.ts";
 import { parseCount, parseSize } from "../values.ts";
@@ -110,39 +110,20 @@ function parseMachine(name: string): DemoMachine {
 }
 
 function readArgs(args: readonly string[]) {
-  try {
-    return parseArgs({
-      args: joinNegativeNumbers(args),
-      options: {
-        machine: { type: "string", default: DEMO_MACHINES[0] },
-        updates: { type: "string", default: String(DEFAULTS.updates) },
-        vms: { type: "string", default: String(DEFAULTS.vms) },
-        memory: { type: "string", default: DEFAULTS.memory },
-        rate: { type: "string", default: String(DEFAULTS.rate) },
-        seed: { type: "string" },
-        "save-image": { type: "string" },
-        json: { type: "boolean", default: false },
-      },
-      allowPositionals: false,
-    }).values;
-  } catch (error) {
-    // parseArgs says what is wrong with which option.
-    if (error instanceof TypeError && "code" in error)
-      throw new UsageError(error.message.split("\n")[0]);
-    throw error;
-  }
-}
-
-/** parseArgs takes the "-1" of `--updates -1` for an option; as `--updates=-1` it is refused like any other value. */
-function joinNegativeNumbers(args: readonly string[]): string[] {
-  const joined: string[] = [];
-  for (const arg of args) {
-    const option = joined.at(-1);
-    if (/^-\d/.test(arg) && option?.startsWith("--") && !option.includes("="))
-      joined[joined.length - 1] = `${option}=${arg}`;
-    else joined.push(arg);
-  }
-  return joined;
+  return parse({
+    args,
+    options: {
+      machine: { type: "string", default: DEMO_MACHINES[0] },
+      updates: { type: "string", default: String(DEFAULTS.updates) },
+      vms: { type: "string", default: String(DEFAULTS.vms) },
+      memory: { type: "string", default: DEFAULTS.memory },
+      rate: { type: "string", default: String(DEFAULTS.rate) },
+      seed: { type: "string" },
+      "save-image": { type: "string" },
+      json: { type: "boolean", default: false },
+    },
+    allowPositionals: false,
+  }).values;
 }
 
 async function perform(options: DemoOptions, json: boolean, signal: AbortSignal): Promise<number> {
