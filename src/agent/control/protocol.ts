@@ -172,18 +172,20 @@ const ASKS: readonly AskName[] = [
  * - `lost`: its guest ran after the jump, and its VMM ended before its session was finished: what is preserved is no more
  *   what the guest was; `restore` with `abandon` frees it
  */
-export type VmState =
-  | "running"
-  | "absent"
-  | "preserving"
-  | "preserved"
-  | "pausing"
-  | "paused"
-  | "undoing"
-  | "incoming"
-  | "restoring"
-  | "restored"
-  | "lost";
+export const VM_STATES = [
+  "running",
+  "absent",
+  "preserving",
+  "preserved",
+  "pausing",
+  "paused",
+  "undoing",
+  "incoming",
+  "restoring",
+  "restored",
+  "lost",
+] as const;
+export type VmState = (typeof VM_STATES)[number];
 
 export interface VmStatus {
   readonly name: string;
