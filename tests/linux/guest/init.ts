@@ -23,7 +23,7 @@ import {
 import { dirname, join } from "node:path";
 import { createInterface } from "node:readline";
 import { ReadStream } from "node:tty";
-import { mount, umount } from "./linux-host.ts";
+import { LinuxHost } from "../../../src/linux/linux-host.ts";
 import {
   type FileInfo,
   type GuestLine,
@@ -41,12 +41,13 @@ import {
 const SERIAL_LINE = "/dev/ttyS1";
 const ENVIRONMENT = { PATH: "/bin", HOME: "/tmp" };
 
-mount("proc", "/proc", "proc", "");
-mount("sysfs", "/sys", "sysfs", "");
-mount("debugfs", "/sys/kernel/debug", "debugfs", "");
-mount("tmpfs", "/tmp", "tmpfs", "");
-mount("tmpfs", "/run", "tmpfs", "mode=0755");
-mount("tmpfs", PROGRAM_FOLDER, "tmpfs", "mode=0755");
+const host = new LinuxHost();
+host.mount("proc", "/proc", "proc", "");
+host.mount("sysfs", "/sys", "sysfs", "");
+host.mount("debugfs", "/sys/kernel/debug", "debugfs", "");
+host.mount("tmpfs", "/tmp", "tmpfs", "");
+host.mount("tmpfs", "/run", "tmpfs", "mode=0755");
+host.mount("tmpfs", PROGRAM_FOLDER, "tmpfs", "mode=0755");
 unpackProgram();
 
 // Two descriptors: the terminal that Node reads does not block, and a write must.
@@ -86,8 +87,8 @@ const orders: Orders = {
   },
   rename: renameSync,
   remove: (path) => rmSync(path, { recursive: true }),
-  mount,
-  umount,
+  mount: (source, target, type, options) => host.mount(source, target, type, options),
+  umount: (target) => host.umount(target),
 };
 
 const services: readonly Service[] = existsSync(SERVICES_PATH)

@@ -11,8 +11,9 @@ import { O_RDWR } from "../../../src/abi/uapi/fs.ts";
 import { LINUX_REBOOT_CMD_KEXEC, LINUX_REBOOT_CMD_RESTART } from "../../../src/abi/uapi/reboot.ts";
 import { isKernelError } from "../../../src/base/errno.ts";
 import { createSession } from "../../../src/host/liveupdate.ts";
+import { LinuxHost } from "../../../src/linux/linux-host.ts";
 import { finishAll, type MadeSession, preserveAll, retrieveAll } from "../scenario.ts";
-import { kexecFileLoad, LinuxHost, pagesOf, readText, reboot } from "./linux-host.ts";
+import { pagesOf } from "./page-map.ts";
 import {
   type FilePages,
   GATED_KERNEL,
@@ -30,7 +31,7 @@ const PRINTK_DELAY_MS = 500;
 const SESSIONS_OF_A_BLOCK = 51;
 
 const host = new LinuxHost();
-const release = readText("/proc/sys/kernel/osrelease");
+const { release } = host;
 
 try {
   if (process.argv[2] === "duplicate") fillBlock();
@@ -39,7 +40,7 @@ try {
 } catch (error) {
   report({ stage: "failed", error: error instanceof Error ? `${error.stack}` : String(error) });
 }
-reboot(LINUX_REBOOT_CMD_RESTART);
+host.reboot(LINUX_REBOOT_CMD_RESTART);
 
 function handOver(): void {
   const sessions = preserveAll(host, ({ hugePages }) =>
@@ -79,14 +80,14 @@ function fillBlock(): void {
 
 /** Ends this kernel for one like it. */
 function jump(): never {
-  kexecFileLoad(GATED_KERNEL, readText("/proc/cmdline"));
+  host.kexecFileLoad(GATED_KERNEL, null, host.commandLine);
   writeFileSync("/proc/sys/kernel/printk_delay", `${PRINTK_DELAY_MS}`);
-  return reboot(LINUX_REBOOT_CMD_KEXEC);
+  return host.reboot(LINUX_REBOOT_CMD_KEXEC);
 }
 
 function pages({ files }: MadeSession): FilePages[] {
   return files.map(({ plan, fd }) => {
-    const found = pagesOf(host, fd, plan.sizeBytes);
+    const found = pagesOf(fd, plan.sizeBytes);
     const runs: [number, number][] = [];
     for (const { pfn } of found) {
       const last = runs.at(-1);
@@ -115,8 +116,12 @@ function debugfs(direction: "in" | "out"): KhoDebugfs {
   };
 }
 
+function readText(path: string): string {
+  return readFileSync(path, "utf8").trimEnd();
+}
+
 function report(what: GuestReport): void {
-  console.log(`${REPORT_MARK}${JSON.stringify(what)}`);
+  host.print(`${REPORT_MARK}${JSON.stringify(what)}`);
 }
 
 /** Until the test has looked. */
