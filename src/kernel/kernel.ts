@@ -41,6 +41,7 @@ import { VfioPci } from "./vfio/vfio-pci.ts";
 import { DeviceFilesystem } from "./vfs/device-filesystem.ts";
 import { Process } from "./vfs/process.ts";
 import { RootFilesystem } from "./vfs/root-filesystem.ts";
+import { SerialPort } from "./vfs/serial-file.ts";
 import { TextFilesystem } from "./vfs/text-filesystem.ts";
 import { Vfs } from "./vfs/vfs.ts";
 
@@ -290,6 +291,8 @@ export class Kernel {
 
   #registerDevices(devices: DeviceFilesystem): void {
     devices.register("iommu", () => new IommufdFile(this.iommufd));
+    const serialPort = new SerialPort(this.#parts.machine.serial);
+    devices.register("ttyS0", () => serialPort.open());
     if (this.#parts.options.liveUpdate)
       devices.register("liveupdate", () => this.liveUpdate.openDevice());
     for (const device of this.vfio.probe())

@@ -108,9 +108,11 @@ export interface Clock {
   nowNs(): number;
 }
 
-/** The serial line: the only way out for text. Each call is one line. */
+/** The serial line: the only way for text. Each call is one line, without its newline. */
 export interface Serial {
   writeLine(line: string): void;
+  /** Takes the next line that has come; null while none has. Lines wait in hardware, also through a kexec. */
+  readLine(): string | null;
 }
 
 /** What firmware tells: fixed as long as the machine is powered. */

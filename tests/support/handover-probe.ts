@@ -88,6 +88,7 @@ export class HandoverProbe {
           if (refused !== null) throw new Decided({ kind: "refused", message: refused[1] });
           log.push(line);
         },
+        readLine: () => null,
       },
       kexec: {
         installed: [this.#image],

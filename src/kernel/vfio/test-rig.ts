@@ -209,7 +209,7 @@ export class TestKernel {
       firmware,
       interrupts,
       clock: { nowNs: () => 0 },
-      serial: { writeLine: () => {} },
+      serial: { writeLine: () => {}, readLine: () => null },
       kexec: {
         installed: [],
         load: () => {},

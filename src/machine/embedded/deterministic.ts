@@ -32,6 +32,8 @@ export interface DeterministicOptions {
   /** Mean number of events between two steps of devices, at least 1. Default: 1 to 256 by the seed. */
   readonly eventsPerStep?: number;
   readonly onSerialLine?: (line: string) => void;
+  /** The serial line's other end: asked for the next line, null when there is none. Default: never says anything. */
+  readonly serialInput?: () => string | null;
   /** Told before each write of hardware to memory: DMA of devices, and status words of remapping units. */
   readonly onDeviceWrite?: (pa: number, lengthBytes: number) => void;
 }
@@ -120,6 +122,7 @@ export class DeterministicMachine {
       installed: config.installed,
       modules: options.modules,
       onSerialLine: options.onSerialLine ?? (() => {}),
+      serialInput: options.serialInput ?? (() => null),
     };
   }
 

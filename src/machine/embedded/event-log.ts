@@ -16,6 +16,7 @@ export const EVENT = {
   kexec: 6,
   powerOff: 7,
   stop: 8,
+  serialInput: 9,
 } as const;
 
 /** Order-dependent hash of 32-bit words. Not cryptographic. */

@@ -25,6 +25,8 @@ export interface InProcessOptions {
   /** The code behind an image's entry; undefined when there is none (`kexec.load` fails with ENOENT). */
   readonly modules: (entry: string) => KernelModule | undefined;
   readonly onSerialLine?: (line: string) => void;
+  /** The serial line's other end: asked for the next line, null when there is none. Default: never says anything. */
+  readonly serialInput?: () => string | null;
   /** Called when a kernel has ended by kexec, and when memory has been overwritten. */
   readonly onJump?: (moment: "ended" | "scribbled") => void;
   /** Looked at whenever time passes; true ends the machine there and then. */
@@ -122,6 +124,7 @@ export class InProcessMachine {
       isImage: (image) => this.#options.modules(image.entry) !== undefined,
       isOver: this.#options.isOver ?? (() => false),
       onSerialLine: this.#options.onSerialLine ?? (() => {}),
+      serialInput: this.#options.serialInput ?? (() => null),
     });
     this.#kernelPresent[0] = 1;
     try {
@@ -179,6 +182,7 @@ interface KernelMachineParts {
   isImage(image: KernelImage): boolean;
   isOver(): boolean;
   onSerialLine(line: string): void;
+  serialInput(): string | null;
 }
 
 /** Thrown through a kernel to end it. Private: nothing can catch it by type. */
@@ -215,7 +219,10 @@ class KernelMachine implements Machine {
     this.mmio = { read: alive(mmio.read), write: alive(mmio.write) };
     this.interrupts = { take: alive(interrupts.take), wait: alive(interrupts.wait) };
     this.clock = { nowNs: alive(clock.nowNs) };
-    this.serial = { writeLine: alive((line: string) => parts.onSerialLine(line)) };
+    this.serial = {
+      writeLine: alive((line: string) => parts.onSerialLine(line)),
+      readLine: alive(() => parts.serialInput()),
+    };
     this.kexec = {
       installed: parts.installed,
       load: alive((image: KernelImage | null) => {

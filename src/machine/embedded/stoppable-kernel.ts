@@ -55,6 +55,7 @@ export interface KernelMachineParts {
   readonly installed: readonly KernelImage[];
   readonly modules: (entry: string) => KernelModule | undefined;
   readonly onSerialLine: (line: string) => void;
+  readonly serialInput: () => string | null;
 }
 
 // What events cost, about as on a real machine: enough for frames at a rate to arrive between them.
@@ -152,6 +153,15 @@ class StoppableKernel implements Machine {
         log.mix(EVENT.serial);
         log.mixText(line);
         parts.onSerialLine(line);
+      },
+      readLine: () => {
+        this.#event(CALL_NS);
+        const line = parts.serialInput();
+        if (line !== null) {
+          log.mix(EVENT.serialInput);
+          log.mixText(line);
+        }
+        return line;
       },
     };
     this.kexec = {

@@ -91,6 +91,11 @@ export class QemuMachine {
     return this.#supervisor.run(image, commandLine);
   }
 
+  /** Sends a line to the kernel that runs, or else to the next. */
+  writeSerialLine(line: string): void {
+    this.#supervisor.writeSerialLine(line);
+  }
+
   /** Ends all threads and QEMU. `run` then resolves with "closed" unless the machine had ended already. */
   close(): Promise<void> {
     return this.#supervisor.close();

@@ -64,7 +64,11 @@ function makeMachine({ ram, firmware, installed, kernelPresent, devices }: Kerne
     ...reachDevices(devices, memory),
     firmware,
     clock: { nowNs: monotonicNs },
-    serial: { writeLine: (line) => link.notify({ kind: "serial", line }) },
+    serial: {
+      writeLine: (line) => link.notify({ kind: "serial", line }),
+      readLine: () =>
+        link.hasInput() ? (link.call({ kind: "serial-read" }) as string | null) : null,
+    },
     kexec: {
       installed,
       load(image) {

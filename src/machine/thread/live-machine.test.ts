@@ -48,6 +48,23 @@ function watched(changes: Partial<MachineConfig> = {}) {
 }
 
 describe("LiveMachine", () => {
+  it("keeps lines that come over the serial line until a kernel reads them: this one or the next", async () => {
+    const { machine, lines } = watched();
+    machine.writeSerialLine("one");
+    machine.writeSerialLine("zwölf");
+    const run = machine.run(IMAGE, "updates=2 then=listen");
+    const timer = setInterval(() => {
+      if (!lines.includes("heard zwölf")) return;
+      clearInterval(timer);
+      machine.writeSerialLine("three");
+    }, 1);
+    assert.deepEqual(await run, { kind: "powered-off", status: 0 }, lines.join("; "));
+    assert.deepEqual(
+      lines.filter((line) => line.startsWith("heard")),
+      ["heard one", "heard zwölf", "heard three"],
+    );
+  });
+
   it("kexecs three times: memory as handed over, and the NIC goes on while no kernel exists", async (t) => {
     const { machine, lines } = watched();
     const end = await machine.run(IMAGE, "updates=3 nic=3");

@@ -82,6 +82,8 @@ export function start(machine: Machine, parameters: BootParameters): never {
     for (;;) machine.interrupts.wait(1e9);
   }
 
+  if (then === "listen") serial.writeLine(`heard ${hear(machine)}`);
+
   const boots = memory.load32(BOOTS);
   if (boots === updates) {
     serial.writeLine(`${memory.load32(FRAMES)} frames`);
@@ -93,6 +95,14 @@ export function start(machine: Machine, parameters: BootParameters): never {
     commandLine: parameters.commandLine,
     kho: handedOver(memory.load32(MARKER.fdt + PAGE_SIZE - 4)),
   });
+}
+
+function hear({ serial, interrupts }: Machine): string {
+  for (;;) {
+    const line = serial.readLine();
+    if (line !== null) return line;
+    interrupts.wait(1e6);
+  }
 }
 
 function split(word: string): [string, string] {

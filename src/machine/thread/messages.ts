@@ -45,6 +45,8 @@ export type KernelMessage =
   /** The kernel's start() is called now. */
   | { readonly kind: "entered"; readonly atNs: number }
   | { readonly kind: "serial"; readonly line: string }
+  /** Answer: the next line that has come, or null. */
+  | { readonly kind: "serial-read" }
   /** Answer: {@link LoadAnswer}. */
   | { readonly kind: "load"; readonly image: KernelImage | null }
   /** Answer: never. */

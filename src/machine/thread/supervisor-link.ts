@@ -7,10 +7,16 @@ import type { KernelMessage, KernelThreadData } from "./messages.ts";
 
 const COUNT = 0;
 const WANTED = 1;
+const INPUT = 2;
 
-/** The shared memory of a link: Int32 count of answers, Int32 whether the thread's kernel is wanted. */
+/** The shared memory of a link, Int32: count of answers, whether the thread's kernel is wanted, lines that wait for it. */
 export function createAnswers(): SharedArrayBuffer {
-  return new SharedArrayBuffer(8);
+  return new SharedArrayBuffer(12);
+}
+
+/** The supervisor tells a thread how many lines wait to be read, so that a kernel asks only when there is one. */
+export function setInputLines(answers: SharedArrayBuffer, count: number): void {
+  Atomics.store(new Int32Array(answers), INPUT, count);
 }
 
 /** The supervisor tells a thread that the jump into it has begun: what it still prepares only takes time from others. */
@@ -45,6 +51,11 @@ export class SupervisorLink {
   /** Whether the jump into this thread's kernel has begun: {@link callForKernel}. */
   isWanted(): boolean {
     return Atomics.load(this.#answers, WANTED) !== 0;
+  }
+
+  /** Whether a line waits: {@link setInputLines}. */
+  hasInput(): boolean {
+    return Atomics.load(this.#answers, INPUT) !== 0;
   }
 
   /** Blocks until the supervisor answers what was last asked. */

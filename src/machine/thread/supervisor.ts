@@ -21,7 +21,7 @@ import type { KernelDevices } from "./kernel-devices.ts";
 import type { KernelEntry, KernelMessage, KernelThreadData, LoadAnswer } from "./messages.ts";
 import { monotonicNs } from "./monotonic-clock.ts";
 import { startWorker } from "./start-worker.ts";
-import { answer, callForKernel, createAnswers } from "./supervisor-link.ts";
+import { answer, callForKernel, createAnswers, setInputLines } from "./supervisor-link.ts";
 
 /** The phases of one jump; times by the machine's clock, so that a kernel's own can be set beside them. */
 export interface LiveJump {
@@ -117,10 +117,13 @@ export class KernelSupervisor {
   readonly #end: Promise<LiveEnd>;
   /** Null once the machine has ended. */
   #waiter: Waiter | null = null;
-  #finished: Promise<void> | null = null;
+  /** Null once all has ended well. */
+  #finished: Promise<Error | null> | null = null;
   #running: KernelThread | null = null;
   #loaded: KernelThread | null = null;
   #underWay: JumpUnderWay | null = null;
+  /** What has come over the serial line and no kernel has read. */
+  readonly #input: string[] = [];
 
   constructor(platform: Platform, options: LiveOptions) {
     this.#platform = platform;
@@ -151,7 +154,17 @@ export class KernelSupervisor {
 
   /** Ends all threads. `run` then resolves with "closed" unless the machine had ended already. */
   async close(): Promise<void> {
-    await this.#finish((waiter) => waiter.resolve({ kind: "closed" }));
+    await this.#finish({ kind: "closed" });
+  }
+
+  /** Sends a line to the kernel that runs, or else to the next. */
+  writeSerialLine(line: string): void {
+    this.#input.push(line);
+    this.#tellInput();
+  }
+
+  #tellInput(): void {
+    if (this.#running !== null) setInputLines(this.#running.answers, this.#input.length);
   }
 
   #start(name: string, data: unknown, transfer: MessagePort[]): Worker {
@@ -207,6 +220,7 @@ export class KernelSupervisor {
     this.#loaded = null;
     this.#running = thread;
     const { ram, firmware, installed, kernelPresent } = this.#platform;
+    this.#tellInput();
     const devices = this.#platform.connect();
     const entry: KernelEntry = { ram, firmware, installed, kernelPresent, devices, parameters };
     answer(thread.port, thread.answers, entry);
@@ -218,6 +232,12 @@ export class KernelSupervisor {
       case "serial":
         this.#options.onSerialLine?.(message.line);
         return;
+      case "serial-read": {
+        const line = this.#input.shift() ?? null;
+        this.#tellInput();
+        answer(thread.port, thread.answers, line);
+        return;
+      }
       case "entered":
         this.#entered(message.atNs);
         return;
@@ -228,9 +248,7 @@ export class KernelSupervisor {
         this.#watch(this.#jump(thread, message.parameters, message.atNs));
         return;
       case "power-off":
-        this.#watch(
-          this.#finish((settle) => settle.resolve({ kind: "powered-off", status: message.status })),
-        );
+        this.#watch(this.#finish({ kind: "powered-off", status: message.status }));
         return;
       case "panic":
         this.fail(new KernelPanic(thread.image, message.message, message.stack));
@@ -294,27 +312,35 @@ export class KernelSupervisor {
 
   /** A failure in what nobody awaits ends the machine. */
   #watch(work: Promise<void>): void {
-    work.catch((error: unknown) =>
-      this.fail(error instanceof Error ? error : new Error(String(error))),
-    );
+    work.catch((error: unknown) => this.fail(asError(error)));
   }
 
   /** Ends the machine; `run` rejects with `error` unless the machine had ended already. */
   fail(error: Error): void {
-    this.#watch(this.#finish((waiter) => waiter.reject(error)));
+    this.#watch(this.#finish(error));
   }
 
-  /** Ends all threads, then the hardware, then settles; the first reason to end counts. */
-  async #finish(settle: (waiter: Waiter) => void): Promise<void> {
+  /**
+   * Ends all threads, then the hardware, then settles; the first reason to end counts. Hardware that does not end as it
+   * should makes a good end a bad one.
+   */
+  async #finish(reason: LiveEnd | Error): Promise<void> {
     const waiter = this.#waiter;
     this.#waiter = null;
-    this.#finished ??= this.#endAll();
-    await this.#finished;
-    if (waiter !== null) settle(waiter);
+    this.#finished ??= this.#endAll().then(() => null, asError);
+    const problem = await this.#finished;
+    if (waiter === null) return;
+    if (reason instanceof Error) waiter.reject(reason);
+    else if (problem !== null) waiter.reject(problem);
+    else waiter.resolve(reason);
   }
 
   async #endAll(): Promise<void> {
     await Promise.all([...this.#threads].map((worker) => worker.terminate()));
     await this.#platform.powerOff();
   }
+}
+
+function asError(thrown: unknown): Error {
+  return thrown instanceof Error ? thrown : new Error(String(thrown));
 }
