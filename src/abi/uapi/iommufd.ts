@@ -37,7 +37,10 @@ export const IOMMU_OPTION_OP_SET = 0;
 export const IOMMU_OPTION_OP_GET = 1;
 
 export const IOMMU_HWPT_DATA_NONE = 0;
-export const IOMMU_HW_INFO_TYPE_NONE = 0;
+/** In: whatever the driver has. */
+export const IOMMU_HW_INFO_TYPE_DEFAULT = 0;
+/** `data_uptr` gets a {@link iommu_hw_info_vtd}. */
+export const IOMMU_HW_INFO_TYPE_INTEL_VTD = 1;
 export const IOMMU_HW_INFO_FLAG_INPUT_TYPE = 1 << 0;
 export const IOMMU_HW_CAP_PCI_ATS_NOT_SUPPORTED = 1 << 3;
 
@@ -145,6 +148,15 @@ export const iommu_hw_info = struct("iommu_hw_info", {
   __reserved1: u8,
   __reserved2: u8,
   out_capabilities: u64,
+});
+
+export const iommu_hw_info_vtd = struct("iommu_hw_info_vtd", {
+  flags: u32,
+  __reserved: u32,
+  /** As the unit's capability register. */
+  cap_reg: token64,
+  /** As the unit's extended capability register. */
+  ecap_reg: token64,
 });
 
 /** Marks a HWPT to be kept through live updates, under a token of the caller's choosing; there is no unmark. */

@@ -70,10 +70,20 @@ export interface IncomingDomains {
   }>;
 }
 
+/** Registers of a remapping unit, as they are. */
+export interface UnitCapabilities {
+  /** CAP_REG */
+  readonly cap: bigint;
+  /** ECAP_REG */
+  readonly ecap: bigint;
+}
+
 /** The IOMMU core. */
 export interface IommuCore {
   /** Whether a remapping unit translates this function's DMA. If not, only no-IOMMU use is possible. */
   isTranslated(pci: PciFunction): boolean;
+  /** What the function's remapping unit says that it can do; null when the function is not translated. */
+  capabilitiesOf(pci: PciFunction): UnitCapabilities | null;
   /** @throws {KernelError} ENODEV when the function is not translated; ENOMEM */
   allocDomain(pci: PciFunction): PagingDomain;
   /** Where the function's DMA goes now; null when it is not translated. */

@@ -15,6 +15,7 @@
  */
 import { IOMMU_DOMAIN_RMRR, IOMMU_LUO_COMPATIBLE } from "../../abi/iommu-luo.ts";
 import type { FaultRecord } from "../../abi/vtd/faults.ts";
+import { CAP_REG, ECAP_REG } from "../../abi/vtd/registers.ts";
 import { assert } from "../../base/assert.ts";
 import { KernelError } from "../../base/errno.ts";
 import type { FaultInjector } from "../../base/fault-injector.ts";
@@ -38,6 +39,7 @@ import {
   type IommuDomain,
   type PagingDomain,
   type RestoredDomain,
+  type UnitCapabilities,
 } from "./domain.ts";
 import { drainFaults } from "./fault-records.ts";
 import { type DecodedIommu, HandoverDecoder } from "./handover-decoder.ts";
@@ -192,6 +194,14 @@ export class VtdIommu implements IommuCore {
 
   isTranslated(pci: PciFunction): boolean {
     return this.#unitOf(pci.segment) !== null;
+  }
+
+  capabilitiesOf(pci: PciFunction): UnitCapabilities | null {
+    const registers = this.#unitOf(pci.segment)?.registers;
+    if (registers === undefined) return null;
+    const word64 = (offset: number) =>
+      (BigInt(registers.read32(offset + 4)) << 32n) | BigInt(registers.read32(offset));
+    return { cap: word64(CAP_REG), ecap: word64(ECAP_REG) };
   }
 
   allocDomain(pci: PciFunction): PagingDomain {

@@ -14,7 +14,7 @@ import { isKernelError, KernelError } from "../../base/errno.ts";
 import type { FaultInjector } from "../../base/fault-injector.ts";
 import { withUndo } from "../../base/undo.ts";
 import { hex } from "../../base/units.ts";
-import type { RestoredDomain } from "../iommu/domain.ts";
+import type { RestoredDomain, UnitCapabilities } from "../iommu/domain.ts";
 import type { PciFunction } from "../pci/function.ts";
 import type { FollowingDomain } from "./io-pagetable.ts";
 import type { Iommufd } from "./iommufd.ts";
@@ -61,6 +61,11 @@ export class IommufdContext {
       assert(object.type === "ioas", "a released iommufd has a device");
       this.#destroyIoas(object);
     }
+  }
+
+  /** What a device's remapping unit can do; null when nothing translates its DMA. */
+  capabilitiesOf(device: Device): UnitCapabilities | null {
+    return this.#core.iommu.capabilitiesOf(device.pci);
   }
 
   // Devices: what a driver does.
@@ -118,6 +123,18 @@ export class IommufdContext {
       return target.id;
     }
     return this.#attachAuto(device, target, op).id;
+  }
+
+  /**
+   * Refuses a device's PASID: HWPTs that can have any are not built, and others cannot on Linux either.
+   *
+   * @throws {KernelError} ENOENT when no object has that id, else EINVAL
+   */
+  attachPasid(ptId: number): never {
+    const op = "attach";
+    if (this.objects.find(ptId) === null)
+      throw new KernelError("ENOENT", op, `no object has id ${ptId}`);
+    throw new KernelError("EINVAL", op, `${ptId} is no HWPT for PASIDs`);
   }
 
   /**

@@ -3,6 +3,7 @@ import { test } from "node:test";
 import fc from "fast-check";
 import type { FieldType, Struct } from "../../abi/struct.ts";
 import * as uapi from "../../abi/uapi/iommufd.ts";
+import { CAP_REG, ECAP_REG } from "../../abi/vtd/registers.ts";
 import { ByteWords } from "../../abi/words.ts";
 import { isKernelError, KernelError } from "../../base/errno.ts";
 import { MIB, PAGE_SIZE } from "../../base/units.ts";
@@ -509,9 +510,9 @@ test("OPTION HUGE_PAGES decides by which pages an IOAS is mapped, until a HWPT h
   assert.equal(option({}), 1);
 });
 
-test("GET_HW_INFO says that there is nothing to say", () => {
+test("GET_HW_INFO tells the unit's capability registers", () => {
   const { kernel, ctx, deviceId } = setUp();
-  const bytes = new Uint8Array(8).fill(7);
+  const bytes = new Uint8Array(32).fill(7);
   const layout = uapi.iommu_hw_info;
   const info = (fields: Readonly<Record<string, number>>) =>
     call(kernel, ctx, uapi.IOMMU_GET_HW_INFO, layout, { dev_id: deviceId, ...fields }, [
@@ -520,10 +521,23 @@ test("GET_HW_INFO says that there is nothing to say", () => {
   assert.throws(() => info({ flags: 2 }), failsWith("EOPNOTSUPP"));
   assert.throws(() => info({ __reserved1: 2 }), failsWith("EOPNOTSUPP"));
   assert.throws(() => info({ dev_id: 9 }), failsWith("ENOENT"));
-  assert.throws(() => info({ data_len: 9 }), failsWith("EFAULT"));
-  const { data_len, out_data_type } = info({ data_len: 4 });
-  assert.deepEqual([data_len, out_data_type], [0, 0]);
-  assert.deepEqual([...bytes], [0, 0, 0, 0, 7, 7, 7, 7]);
+  assert.throws(() => info({ data_len: 33 }), failsWith("EFAULT"));
+  const { IOMMU_HW_INFO_FLAG_INPUT_TYPE: flags } = uapi;
+  assert.throws(() => info({ flags, out_data_type: 2 }), failsWith("EOPNOTSUPP"));
+  const { data_len, out_data_type } = info({ data_len: 20 });
+  assert.deepEqual([data_len, out_data_type], [24, uapi.IOMMU_HW_INFO_TYPE_INTEL_VTD]);
+  assert.deepEqual([...bytes.subarray(20)], Array(12).fill(7), "no more than there is room for");
+  info({ data_len: 32, flags, out_data_type: uapi.IOMMU_HW_INFO_TYPE_INTEL_VTD });
+  const told = uapi.iommu_hw_info_vtd.read(new ByteWords(bytes), 0);
+  const base = kernel.hardware.firmware.drhds[0].registerBase;
+  const register = (offset: number) =>
+    BigInt(kernel.hardware.mmio.read(base + offset + 4, 4)) * 2n ** 32n +
+    BigInt(kernel.hardware.mmio.read(base + offset, 4));
+  assert.deepEqual(told, {
+    ...{ flags: 0, __reserved: 0 },
+    ...{ cap_reg: register(CAP_REG), ecap_reg: register(ECAP_REG) },
+  });
+  assert.deepEqual([...bytes.subarray(24)], Array(8).fill(0), "what is left is zeroed");
   const other = setUp(2);
   assert.throws(
     () => call(other.kernel, other.ctx, uapi.IOMMU_GET_HW_INFO, layout, { dev_id: other.deviceId }),

@@ -249,7 +249,10 @@ export class IommufdFile extends File {
       const { table } = this.context.objects.get(object_id, "ioas", op);
       option = {
         value: table.largePages ? 1 : 0,
-        set: (value) => table.setLargePages(value === 1, op),
+        set: (value) => {
+          checkBoolean(value, op);
+          table.setLargePages(value === 1, op);
+        },
       };
     } else throw new KernelError("EOPNOTSUPP", op, `no option has id ${option_id}`);
     if (command.op === uapi.IOMMU_OPTION_OP_GET) {
@@ -258,7 +261,6 @@ export class IommufdFile extends File {
     }
     if (command.op !== uapi.IOMMU_OPTION_OP_SET)
       throw new KernelError("EOPNOTSUPP", op, `no operation has number ${command.op}`);
-    if (command.val64 > 1) throw new KernelError("EINVAL", op, "the value is not 0 or 1");
     option.set(command.val64);
     return 0;
   }
@@ -267,6 +269,7 @@ export class IommufdFile extends File {
   #setRlimitMode(value: number, op: string): void {
     if (this.context.objects.size > 0)
       throw new KernelError("EBUSY", op, "RLIMIT_MODE is set before any object is made");
+    checkBoolean(value, op);
     if (value !== 0) throw new KernelError("EOPNOTSUPP", op, "this kernel has it fixed at 0");
   }
 
@@ -299,17 +302,30 @@ export class IommufdFile extends File {
     if ((command.__reserved0 | command.__reserved1 | command.__reserved2) !== 0)
       throw unknownFlags(op, command.__reserved0);
     const device = this.context.objects.get(command.dev_id, "device", op);
-    if (device.isNoiommu) throw new KernelError("EOPNOTSUPP", op, "the device has no IOMMU");
+    const unit = this.context.capabilitiesOf(device);
+    if (unit === null) throw new KernelError("EOPNOTSUPP", op, "the device has no IOMMU");
+    const isAsked = (command.flags & uapi.IOMMU_HW_INFO_FLAG_INPUT_TYPE) !== 0;
+    const type = isAsked ? command.out_data_type : uapi.IOMMU_HW_INFO_TYPE_DEFAULT;
+    if (type !== uapi.IOMMU_HW_INFO_TYPE_DEFAULT && type !== uapi.IOMMU_HW_INFO_TYPE_INTEL_VTD)
+      throw new KernelError("EOPNOTSUPP", op, `the IOMMU tells nothing of type ${type}`);
+    const info = new Uint8Array(uapi.iommu_hw_info_vtd.sizeBytes);
+    uapi.iommu_hw_info_vtd.write(new ByteWords(info), 0, {
+      flags: 0,
+      __reserved: 0,
+      cap_reg: unit.cap,
+      ecap_reg: unit.ecap,
+    });
     if (command.data_len > 0) {
       const bytes = userBuffer(argument, layout.offset.data_uptr, op);
       if (bytes.length < command.data_len)
         throw new KernelError("EFAULT", op, `${command.data_len} bytes exceed their memory`);
       bytes.fill(0, 0, command.data_len);
+      bytes.set(info.subarray(0, command.data_len));
     }
     copyStructToUser(layout, argument, {
       ...command,
-      data_len: 0,
-      out_data_type: uapi.IOMMU_HW_INFO_TYPE_NONE,
+      data_len: info.length,
+      out_data_type: uapi.IOMMU_HW_INFO_TYPE_INTEL_VTD,
       out_max_pasid_log2: 0,
       out_capabilities: uapi.IOMMU_HW_CAP_PCI_ATS_NOT_SUPPORTED,
     });
@@ -341,6 +357,10 @@ export class IommufdFile extends File {
 
 function unknownFlags(op: string, flags: number): KernelError {
   return new KernelError("EOPNOTSUPP", op, `flags or reserved fields ${hex(flags)} are not known`);
+}
+
+function checkBoolean(value: number, op: string): void {
+  if (value > 1) throw new KernelError("EINVAL", op, `the value ${value} is not 0 or 1`);
 }
 
 function protOf(flags: number, op: string): number {

@@ -176,8 +176,9 @@ test("a failure at each step of bind and of enabling MSI leaves the device free"
   }
 });
 
-test("attach and detach fail with EINVAL for flags and EOPNOTSUPP for PASIDs; detach is repeatable", () => {
-  const { kernel, host, fd } = setUp();
+test("attach and detach fail with EINVAL for flags and PASIDs; detach is repeatable", () => {
+  const { kernel, host, ctx, fd } = setUp();
+  const pt_id = iommufd.ioasAlloc(host, ctx);
   const attach = (fields: Readonly<Record<string, number>>) =>
     call(
       kernel,
@@ -196,9 +197,14 @@ test("attach and detach fail with EINVAL for flags and EOPNOTSUPP for PASIDs; de
     );
   for (const change of [attach, detach]) {
     assert.throws(() => change({ flags: 2 }), failsWith("EINVAL"));
-    assert.throws(() => change({ flags: 1 }), failsWith("EOPNOTSUPP"));
     assert.throws(() => change({ argsz: 7 }), failsWith("EINVAL"));
   }
+  const { VFIO_DEVICE_ATTACH_PASID: flags } = uapi;
+  assert.throws(() => attach({ flags, pt_id, argsz: 15 }), failsWith("EINVAL", /no room/));
+  assert.throws(() => attach({ flags, pt_id }), failsWith("EINVAL", /PASIDs/));
+  assert.throws(() => attach({ flags, pt_id: 99 }), failsWith("ENOENT"));
+  assert.throws(() => detach({ flags, argsz: 11 }), failsWith("EINVAL"));
+  detach({ flags });
   vfio.detach(host, fd);
   vfio.detach(host, fd);
 });
@@ -374,7 +380,8 @@ test("SET_IRQS fails as Linux does, and changes nothing", () => {
   assert.throws(() => set({}, [999]), failsWith("EBADF"));
   assert.throws(() => set({}, [ctx]), failsWith("EINVAL", /not an eventfd/));
   assert.throws(() => set({ flags: none | trigger }), failsWith("EINVAL"), "not enabled");
-  assert.throws(() => set({ count: 0 }), failsWith("EINVAL"));
+  assert.throws(() => set({ flags: none | trigger, count: 0 }), failsWith("EINVAL"), "nor so");
+  assert.throws(() => set({ count: 0 }), failsWith("ERANGE"));
   assert.equal(kernel.vectors.usedCount, 0);
   set({}, [event]);
   set({ flags: none | trigger });

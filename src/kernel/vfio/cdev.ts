@@ -7,6 +7,7 @@
  * Not built: mmap of BARs, MSI-X, INTx, more than one MSI vector, PASIDs, device features, hot reset.
  * @module
  */
+import { PCI_CAP_ID_MSI } from "../../abi/pci.ts";
 import type { FieldType, Struct, StructValue } from "../../abi/struct.ts";
 import type { UserArgument } from "../../abi/uapi/ioctl.ts";
 import * as uapi from "../../abi/uapi/vfio.ts";
@@ -15,7 +16,6 @@ import { KernelError } from "../../base/errno.ts";
 import { isIndex } from "../../base/units.ts";
 import { IommufdFile } from "../iommufd/file.ts";
 import type { PciBar } from "../pci/function.ts";
-import { readMsi } from "../pci/msi.ts";
 import { Eventfd } from "../vfs/eventfd.ts";
 import { type FdTable, File, type FileStat } from "../vfs/file.ts";
 import { copyStructFromUser, copyStructToUser } from "../vfs/user-argument.ts";
@@ -107,7 +107,7 @@ export class VfioDeviceFile extends File {
     const op = "VFIO_DEVICE_ATTACH_IOMMUFD_PT";
     const layout = uapi.vfio_device_attach_iommufd_pt;
     const attach = readArgs(layout, argument, 12, op);
-    checkPasid(attach.flags, op);
+    if (hasPasid(attach, layout.sizeBytes, op)) this.device.attachPasid(attach.pt_id);
     const pt_id = this.device.attach(attach.pt_id);
     writeArgs(layout, argument, { ...attach, pt_id }, 12);
     return 0;
@@ -115,9 +115,10 @@ export class VfioDeviceFile extends File {
 
   #detachPt(argument: UserArgument): number {
     const op = "VFIO_DEVICE_DETACH_IOMMUFD_PT";
-    const detach = readArgs(uapi.vfio_device_detach_iommufd_pt, argument, 8, op);
-    checkPasid(detach.flags, op);
-    this.device.detach();
+    const layout = uapi.vfio_device_detach_iommufd_pt;
+    const detach = readArgs(layout, argument, 8, op);
+    // No PASID can be attached.
+    if (!hasPasid(detach, layout.sizeBytes, op)) this.device.detach();
     return 0;
   }
 
@@ -177,12 +178,14 @@ export class VfioDeviceFile extends File {
   }
 
   #irqCount(index: number): number {
-    return index === uapi.VFIO_PCI_MSI_IRQ_INDEX && readMsi(this.device.pci) !== null ? 1 : 0;
+    const hasMsi = this.device.pci.capability(PCI_CAP_ID_MSI) !== 0;
+    return index === uapi.VFIO_PCI_MSI_IRQ_INDEX && hasMsi ? 1 : 0;
   }
 
   /**
    * @throws {KernelError} EINVAL no such interrupt, flags that contradict one another, a descriptor that is no
-   *   eventfd; ENOTTY an action that MSI does not have; EBADF; EFAULT; ENOSPC no vector is free
+   *   eventfd, MSI is off and is not to be enabled; ENOTTY an action that MSI does not have; ERANGE enabling no
+   *   interrupt; EBADF; EFAULT; ENOSPC no vector is free
    */
   #setIrqs(argument: UserArgument, fds: FdTable): number {
     const op = "VFIO_DEVICE_SET_IRQS";
@@ -208,19 +211,19 @@ export class VfioDeviceFile extends File {
     const data = new ByteWords(argument.bytes);
     if (type === uapi.VFIO_IRQ_SET_DATA_EVENTFD) {
       if (count === 0) {
-        // MSI goes on, or stays off: Linux would enable no vector at all.
-        if (!device.msiEnabled) throw new KernelError("EINVAL", op, "no interrupt is named");
+        // MSI goes on, or cannot be enabled with no vector at all.
+        if (!device.msiEnabled) throw new KernelError("ERANGE", op, "no interrupt is named");
         return 0;
       }
       const fd = data.load32(layout.sizeBytes) | 0;
       device.setMsiEventfd(fd < 0 ? null : eventfdOf(fds, fd, op));
       return 0;
     }
+    if (!device.msiEnabled) throw new KernelError("EINVAL", op, "MSI is not enabled");
     if (type === uapi.VFIO_IRQ_SET_DATA_NONE && count === 0) {
       device.disableMsi();
       return 0;
     }
-    if (!device.msiEnabled) throw new KernelError("EINVAL", op, "MSI is not enabled");
     if (count > 0 && (type === uapi.VFIO_IRQ_SET_DATA_NONE || data.load8(layout.sizeBytes) !== 0))
       device.triggerMsi();
     return 0;
@@ -290,10 +293,18 @@ function eventfdOf(fds: FdTable, fd: number, op: string): Eventfd {
   return file;
 }
 
-function checkPasid(flags: number, op: string): void {
+/** Whether a PASID is named. @throws {KernelError} EINVAL unknown flags, or `argsz` has no room for the PASID */
+function hasPasid(
+  { argsz, flags }: { readonly argsz: number; readonly flags: number },
+  withPasidBytes: number,
+  op: string,
+): boolean {
   if ((flags & ~uapi.VFIO_DEVICE_ATTACH_PASID) !== 0)
     throw new KernelError("EINVAL", op, `flags ${flags} are not known`);
-  if (flags !== 0) throw new KernelError("EOPNOTSUPP", op, "PASIDs are not supported");
+  if (flags === 0) return false;
+  if (argsz < withPasidBytes)
+    throw new KernelError("EINVAL", op, `argsz ${argsz} has no room for a PASID`);
+  return true;
 }
 
 /**

@@ -202,6 +202,11 @@ export class VfioDevice {
     return iommufd.context.attachDevice(handle, ptId);
   }
 
+  /** @throws {KernelError} ENOENT no object has that id; EINVAL else: no HWPT here is made for PASIDs */
+  attachPasid(ptId: number): never {
+    return this.#bound.iommufd.context.attachPasid(ptId);
+  }
+
   /** @throws {KernelError} EBUSY while it is preserved */
   detach(): void {
     const { iommufd, handle } = this.#bound;
