@@ -25,6 +25,11 @@ import type { Divergence } from "./divergences.ts";
 /** The largest u64. */
 export const U64_LAST = 2n ** 64n - 1n;
 
+/** A descriptor that no process can have open. */
+export const NO_FD = 0x7fff_ffff;
+/** An id that no object of an iommufd has. */
+export const NO_ID = 0x7fff_0000;
+
 /** A case of one stage that has the devices. */
 export function deviceCase(name: string, run: (user: DeviceUser) => void): ConformanceCase {
   return { name, stages: [(user) => run(new DeviceUser(user))] };
@@ -32,7 +37,7 @@ export function deviceCase(name: string, run: (user: DeviceUser) => void): Confo
 
 /** Values of a structure, right or wrong: a u64 may be a bigint, to be exact beyond 2^53. */
 export type RawValue<F extends Fields> = { readonly [K in keyof F]?: StructValue<F>[K] | bigint };
-type Fields = Record<string, FieldType<unknown>>;
+export type Fields = Record<string, FieldType<unknown>>;
 
 export interface RequestExtras {
   /** Bytes behind the structure; they count in its size. */
@@ -92,9 +97,12 @@ export class DeviceUser {
     return fd;
   }
 
-  /** An eventfd that does not block. */
   eventfd(flags: number): number {
     return this.#user.own(this.host.eventfd(0, flags));
+  }
+
+  dup(fd: number): number {
+    return this.#user.own(this.host.dup(fd));
   }
 
   /** Path of the edu's node. */

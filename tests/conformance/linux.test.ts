@@ -5,6 +5,7 @@ import { after, before, describe } from "node:test";
 import { LinuxMachine, programAt, skipReason } from "../linux/rig.ts";
 import { describeCases } from "./case-tests.ts";
 import type { StageResult } from "./conformance-case.ts";
+import { DEVICE_OPTIONS, giveToVfioPci } from "./device-machines.ts";
 import { readResults, STAGE_DONE } from "./linux-report.ts";
 import { stageCount } from "./stage-run.ts";
 import { CASES } from "./suite.ts";
@@ -16,7 +17,8 @@ describe("conformance of Linux", { skip: skipReason() }, () => {
   const results: StageResult[] = [];
 
   before(async () => {
-    machine = await LinuxMachine.start();
+    machine = await LinuxMachine.start(DEVICE_OPTIONS);
+    await giveToVfioPci(machine);
     const stages = stageCount(CASES);
     for (let stage = 0; stage < stages; stage++) {
       const program = await machine.spawn(programAt(PROGRAM, `${stage}`));

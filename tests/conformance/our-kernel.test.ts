@@ -14,6 +14,7 @@ import type { KernelModule } from "../../src/machine/machine.ts";
 import { COMMAND_LINE, IMAGE, IMAGE_PATH } from "../support/failure-rig.ts";
 import { describeCases } from "./case-tests.ts";
 import type { AllocationFaults, StageResult } from "./conformance-case.ts";
+import { DEVICE_SEGMENT } from "./device-machines.ts";
 import { runStage, stageCount } from "./stage-run.ts";
 import { CASES } from "./suite.ts";
 
@@ -74,7 +75,7 @@ function runAll(): Run {
   const lines: string[] = [];
   const config = {
     nodeBytes: [RAM_BYTES],
-    segments: [{ drhd: { addressBits: 48 as const, superpages: true }, slots: [] }],
+    segments: [DEVICE_SEGMENT],
     installed: [IMAGE],
   };
   const machine = new DeterministicMachine(config, {
