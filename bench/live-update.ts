@@ -37,6 +37,7 @@ const IMAGE: KernelImage = {
   release: "bench",
   restores: RESTORES,
 };
+const TARGET = { kernel: `/boot/${IMAGE.name}`, initrd: null, commandLine: "liveupdate=on" };
 const MOUNT_POINT = "/mnt/guests";
 
 /** Milliseconds by phase. */
@@ -145,11 +146,7 @@ function runInit(host: Host, vmBytes: number, observe: Parameters<typeof Agent.s
       devicePath: device.path,
       noiommu: false,
     };
-    return agent.update(
-      [VirtualMachine.create(host, spec, bootGuest)],
-      `/boot/${IMAGE.name}`,
-      "liveupdate=on",
-    );
+    return agent.update([VirtualMachine.create(host, spec, bootGuest)], TARGET);
   }
   const { vms, failures } = agent.restore(taken.journal, {
     open: (session) => VirtualMachine.restore(host, session, bootGuest),
@@ -157,7 +154,7 @@ function runInit(host: Host, vmBytes: number, observe: Parameters<typeof Agent.s
     runOthers: () => {},
   });
   for (const { error } of failures) throw error;
-  if (agent.updates < UPDATES) return agent.update(vms, `/boot/${IMAGE.name}`, "liveupdate=on");
+  if (agent.updates < UPDATES) return agent.update(vms, TARGET);
   for (const vm of vms) vm.destroy();
   return host.reboot(LINUX_REBOOT_CMD_POWER_OFF);
 }

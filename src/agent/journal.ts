@@ -19,12 +19,16 @@ export interface PhaseRecord {
 export interface VmRecord {
   /** Also the name of its session. */
   readonly name: string;
+  /** User that its process belonged to; null where VMs are the agent's own. */
+  readonly ownerUid: number | null;
   /** When its guest was stopped, on the same clock. */
   readonly pausedAtNs: number;
 }
 
 /** Changes with {@link Journal}. */
-export const JOURNAL_FORMAT = "holdfast-journal-v1";
+export const JOURNAL_FORMAT = "holdfast-journal-v2";
+/** Of earlier releases: without `rebootAtNs` and `ownerUid`. */
+const JOURNAL_FORMAT_V1 = "holdfast-journal-v1";
 
 export interface Journal {
   readonly format: typeof JOURNAL_FORMAT;
@@ -32,14 +36,23 @@ export interface Journal {
   readonly update: number;
   readonly fromRelease: string;
   readonly toRelease: string;
+  /** When reboot(2) was called; null when it was not yet, or is not known. */
+  readonly rebootAtNs: number | null;
   readonly vms: readonly VmRecord[];
   readonly phases: readonly PhaseRecord[];
   /** What the program that runs the agent wants to find again; its own business. */
   readonly userData: unknown;
 }
 
-/** Bytes of one slot of the journal's record. */
-export const JOURNAL_SLOT_BYTES = 256 * 1024;
+/** Bytes of one slot of the journal's record, and of those the room for each VM: its name and two numbers as JSON. */
+const SLOT_BYTES = 256 * 1024;
+const VM_BYTES = 512;
+
+/** Bytes of one slot of the journal's record. It has room for the VMs whatever happens after it was made. */
+export function journalSlotBytes(vms: number): number {
+  return SLOT_BYTES + vms * VM_BYTES;
+}
+
 /** The agent's own session, and the token of the journal in it. */
 export const AGENT_SESSION = "holdfast-agent";
 export const JOURNAL_TOKEN = 1n;
@@ -54,8 +67,10 @@ export const JOURNAL_TOKEN = 1n;
 export function decodeJournal(value: unknown): Journal {
   const journal = record(value, "");
   const { format } = journal;
-  if (format !== JOURNAL_FORMAT) throw damaged("format", format, `"${JOURNAL_FORMAT}"`);
-  const vms = array(journal.vms, "vms").map((one, i) => decodeVm(one, `vms[${i}]`));
+  const isFirst = format === JOURNAL_FORMAT_V1;
+  if (format !== JOURNAL_FORMAT && !isFirst)
+    throw damaged("format", format, `"${JOURNAL_FORMAT}" or "${JOURNAL_FORMAT_V1}"`);
+  const vms = array(journal.vms, "vms").map((one, i) => decodeVm(one, `vms[${i}]`, isFirst));
   for (const [i, { name }] of vms.entries())
     if (vms.findIndex((vm) => vm.name === name) !== i)
       throw damaged(`vms[${i}].name`, name, "a name that no other VM has");
@@ -64,17 +79,22 @@ export function decodeJournal(value: unknown): Journal {
     update: count(journal.update, "update"),
     fromRelease: string(journal.fromRelease, "fromRelease"),
     toRelease: string(journal.toRelease, "toRelease"),
+    rebootAtNs: isFirst ? null : orNull(journal.rebootAtNs, "rebootAtNs", time),
     vms,
     phases: array(journal.phases, "phases").map((one, i) => decodePhase(one, `phases[${i}]`)),
     userData: journal.userData ?? null,
   };
 }
 
-function decodeVm(value: unknown, field: string): VmRecord {
+function decodeVm(value: unknown, field: string, isFirst: boolean): VmRecord {
   const vm = record(value, field);
   const name = string(vm.name, `${field}.name`);
   if (name === "") throw damaged(`${field}.name`, name, "the name of a session");
-  return { name, pausedAtNs: time(vm.pausedAtNs, `${field}.pausedAtNs`) };
+  return {
+    name,
+    ownerUid: isFirst ? null : orNull(vm.ownerUid, `${field}.ownerUid`, uid),
+    pausedAtNs: time(vm.pausedAtNs, `${field}.pausedAtNs`),
+  };
 }
 
 function decodePhase(value: unknown, field: string): PhaseRecord {
@@ -111,6 +131,21 @@ function count(value: unknown, field: string): number {
   if (typeof value !== "number" || !Number.isSafeInteger(value) || value < 1)
     throw damaged(field, value, "a whole number from 1 on");
   return value;
+}
+
+/** As Linux has them: (uid_t)-1 is nobody. */
+function uid(value: unknown, field: string): number {
+  if (typeof value !== "number" || !Number.isInteger(value) || value < 0 || value >= 0xffff_ffff)
+    throw damaged(field, value, "a user id");
+  return value;
+}
+
+function orNull<T>(
+  value: unknown,
+  field: string,
+  decode: (value: unknown, field: string) => T,
+): T | null {
+  return value === null ? null : decode(value, field);
 }
 
 function time(value: unknown, field: string): number {

@@ -14,14 +14,7 @@ import { Agent } from "../../src/agent/agent.ts";
 import { MIB } from "../../src/base/units.ts";
 import type { Host } from "../../src/host/host.ts";
 import { RESTORES } from "../../src/kernel/restores.ts";
-import {
-  type Booted,
-  COMMAND_LINE,
-  FailureRig,
-  IMAGE,
-  IMAGE_PATH,
-  MOUNT_POINT,
-} from "../support/failure-rig.ts";
+import { type Booted, FailureRig, IMAGE, MOUNT_POINT, TARGET } from "../support/failure-rig.ts";
 import { captureGolden, type GoldenContents } from "./blob.ts";
 
 const MEMORY_BYTES = 8 * MIB + 3 * 4096;
@@ -68,7 +61,7 @@ function userspace({ host }: Booted): never {
     received,
     dirtied,
   };
-  return agent.update([machine], IMAGE_PATH, COMMAND_LINE);
+  return agent.update([machine], TARGET);
 }
 
 function writeFile(host: Host): void {

@@ -25,13 +25,7 @@ import { PLAIN } from "../../src/inspect/text.ts";
 import type { BootParameters } from "../../src/machine/machine.ts";
 import type { Ram } from "../../src/machine/physical-memory.ts";
 import { DamagedImage } from "../support/damaged-image.ts";
-import {
-  type Booted,
-  COMMAND_LINE,
-  FailureRig,
-  IMAGE,
-  IMAGE_PATH,
-} from "../support/failure-rig.ts";
+import { type Booted, FailureRig, IMAGE, TARGET } from "../support/failure-rig.ts";
 import { handoverFields } from "../support/handover-map.ts";
 import { HandoverProbe } from "../support/handover-probe.ts";
 import { wrongValues } from "../support/wrong-values.ts";
@@ -167,7 +161,7 @@ suite("an image of a damaged handover", () => {
         const agent = Agent.start(host, () => {});
         rig.mount(host);
         rig.makeFiles(host);
-        return agent.update([rig.createVm(host, 0)], IMAGE_PATH, COMMAND_LINE);
+        return agent.update([rig.createVm(host, 0)], TARGET);
       }
       return rig.powerOff(booted);
     }

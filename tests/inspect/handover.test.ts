@@ -31,7 +31,7 @@ import { type Handover, readHandover } from "../../src/inspect/handover.ts";
 import { openImage } from "../../src/inspect/image/open-image.ts";
 import { saveImage } from "../../src/inspect/image/save-image.ts";
 import { deviceNames, reachDevice, reachPage } from "../../src/inspect/reach.ts";
-import { type Booted, COMMAND_LINE, FailureRig, IMAGE_PATH } from "../support/failure-rig.ts";
+import { type Booted, FailureRig, TARGET } from "../support/failure-rig.ts";
 import { saveFragmentedImage } from "../support/fragmented-image.ts";
 import { saveRawImage } from "../support/raw-image.ts";
 import { jumpOnce } from "../support/session-host.ts";
@@ -280,7 +280,7 @@ suite("a handover of two VMs", () => {
       if (booted.boot > 0) return rig.powerOff(booted);
       const agent = Agent.start(host, () => {});
       rig.mount(host);
-      return agent.update([rig.createVm(host, 0), rig.createVm(host, 1)], IMAGE_PATH, COMMAND_LINE);
+      return agent.update([rig.createVm(host, 0), rig.createVm(host, 1)], TARGET);
     }
   });
 });

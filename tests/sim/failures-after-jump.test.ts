@@ -14,7 +14,7 @@ import { Agent, type RestoreResult } from "../../src/agent/agent.ts";
 import type { Journal } from "../../src/agent/journal.ts";
 import { isKernelError } from "../../src/base/errno.ts";
 import type { VirtualMachine } from "../../src/vmm/virtual-machine.ts";
-import { type Booted, COMMAND_LINE, FailureRig, IMAGE_PATH } from "../support/failure-rig.ts";
+import { type Booted, FailureRig, TARGET } from "../support/failure-rig.ts";
 import { type Step, summary } from "../support/step-faults.ts";
 
 const NAMES = ["vm0", "vm1"];
@@ -25,23 +25,15 @@ const NEXT: Readonly<Record<string, string>> = {
 };
 
 /** What an agent does whose journal is lost: the names of the VMs are known otherwise. */
-function journalByHand(): Journal {
-  return {
-    format: "holdfast-journal-v1",
-    update: 0,
-    fromRelease: "",
-    toRelease: "",
-    vms: NAMES.map((name) => ({ name, pausedAtNs: 0 })),
-    phases: [],
-    userData: null,
-  };
+function journalByHand(): Pick<Journal, "vms"> {
+  return { vms: NAMES.map((name) => ({ name, ownerUid: null, pausedAtNs: 0 })) };
 }
 
 function restoreAll(
   rig: FailureRig,
   host: Booted["host"],
   agent: Agent,
-  journal: Journal,
+  journal: Pick<Journal, "vms">,
 ): RestoreResult<VirtualMachine> {
   return agent.restore(journal, {
     open: (session) => rig.restoreVm(host, session),
@@ -83,7 +75,7 @@ describe("a boot whose steps fail one after the other", () => {
         rig.mount(host);
         const vms = [rig.createVm(host, 0)];
         rig.runVms(host, vms);
-        return agent.update(vms, IMAGE_PATH, COMMAND_LINE);
+        return agent.update(vms, TARGET);
       }
       const step = rig.faults.stop();
       if (step !== null) tried.push(step);
@@ -99,7 +91,7 @@ describe("a boot whose steps fail one after the other", () => {
       rig.runVms(host, vms, 1);
       for (const vm of vms) rig.checkVm(vm, when);
       assert.equal(kernel.kho.unrestoredPages(), 0, when);
-      if (step !== null) return taken.agent.update(vms, IMAGE_PATH, COMMAND_LINE);
+      if (step !== null) return taken.agent.update(vms, TARGET);
       for (const vm of vms) rig.destroyVm(host, vm);
       rig.checkNoLeaks(booted, "at the end");
       return rig.powerOff(booted);
@@ -117,7 +109,7 @@ describe("a boot that fails twice", () => {
         rig.mount(host);
         const vms = [rig.createVm(host, 0)];
         rig.runVms(host, vms);
-        return agent.update(vms, IMAGE_PATH, COMMAND_LINE);
+        return agent.update(vms, TARGET);
       },
       beforeBoot: (boot) => {
         if (boot > 0) rig.faults.startWhere("boot", ({ point }) => point === "boot:done");
@@ -159,7 +151,7 @@ describe("a restoration whose steps fail one after the other", () => {
         rig.mount(host);
         const vms = NAMES.map((_, index) => rig.createVm(host, index));
         rig.runVms(host, vms);
-        return agent.update(vms, IMAGE_PATH, COMMAND_LINE);
+        return agent.update(vms, TARGET);
       }
       rig.faults.start("take over", tried.length);
       const { agent, journal } = takeOver(host);
@@ -179,8 +171,14 @@ describe("a restoration whose steps fail one after the other", () => {
       const outcome = `${step?.phase ?? "no failure"} → ${lost.length === 0 ? "all back" : "VM lost"}`;
       outcomes.set(outcome, (outcomes.get(outcome) ?? 0) + 1);
       assert.equal(lost.length, step?.phase === "restore" ? 1 : 0, when);
-      // The session is finished: the memory may be given to others, so no device may have it any more.
       for (const name of lost) {
+        // Until it is given up its session keeps what it has. Then the memory may be given to others, so no device may have it.
+        assert.deepEqual(
+          agent.restoration?.left.map((vm) => vm.name),
+          [name],
+          when,
+        );
+        agent.restoration?.abandon(name);
         rig.watch.forbid(name);
         expectQuiet(booted, NAMES.indexOf(name), when);
         host.unlink(`/mnt/guests/${name}`);
@@ -191,13 +189,13 @@ describe("a restoration whose steps fail one after the other", () => {
       for (const vm of vms) rig.checkVm(vm, when);
       for (const name of lost) vms.push(rig.createVm(host, NAMES.indexOf(name)));
       rig.runVms(host, vms, 1);
-      if (step !== null) return agent.update(vms, IMAGE_PATH, COMMAND_LINE);
+      if (step !== null) return agent.update(vms, TARGET);
       for (const vm of vms) rig.destroyVm(host, vm);
       rig.checkNoLeaks(booted, "at the end");
       return rig.powerOff(booted);
     }
 
-    function takeOver(host: Booted["host"]): { agent: Agent; journal: Journal } {
+    function takeOver(host: Booted["host"]): { agent: Agent; journal: Pick<Journal, "vms"> } {
       const observe = ({ name }: { name: string }) => {
         rig.faults.phase = NEXT[name] ?? rig.faults.phase;
       };
@@ -234,7 +232,7 @@ describe("a VM that cannot be rebuilt, swapped or finished at all", () => {
           rig.mount(host);
           const vms = NAMES.map((_, index) => rig.createVm(host, index));
           rig.runVms(host, vms);
-          return agent.update(vms, IMAGE_PATH, COMMAND_LINE);
+          return agent.update(vms, TARGET);
         }
         let running = "";
         const taken = Agent.takeOver(host, ({ name }) => {

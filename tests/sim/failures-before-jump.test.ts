@@ -11,13 +11,7 @@ import { describe, it } from "node:test";
 import { Agent } from "../../src/agent/agent.ts";
 import { KernelError } from "../../src/base/errno.ts";
 import type { VirtualMachine } from "../../src/vmm/virtual-machine.ts";
-import {
-  accounts,
-  type Booted,
-  COMMAND_LINE,
-  FailureRig,
-  IMAGE_PATH,
-} from "../support/failure-rig.ts";
+import { accounts, type Booted, FailureRig, TARGET } from "../support/failure-rig.ts";
 import { type Step, summary } from "../support/step-faults.ts";
 
 /** What follows an update that has ended: its phase by the name that the agent gives it. */
@@ -70,7 +64,7 @@ describe("an update whose steps fail one after the other before the jump", () =>
         rig.faults.start("preflight", tried.length);
         try {
           // When no step is left to fail, this is the jump.
-          agent.update(vms, IMAGE_PATH, COMMAND_LINE);
+          agent.update(vms, TARGET);
         } catch (error) {
           if (!(error instanceof KernelError)) throw error;
           const step = rig.faults.stop();

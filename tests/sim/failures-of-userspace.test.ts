@@ -12,13 +12,7 @@ import { finish, retrieveFd, retrieveSession } from "../../src/host/liveupdate.t
 import { detach } from "../../src/host/vfio.ts";
 import type { Process } from "../../src/kernel/vfs/process.ts";
 import type { VirtualMachine } from "../../src/vmm/virtual-machine.ts";
-import {
-  type Booted,
-  COMMAND_LINE,
-  FailureRig,
-  IMAGE_PATH,
-  MOUNT_POINT,
-} from "../support/failure-rig.ts";
+import { type Booted, FailureRig, MOUNT_POINT, TARGET } from "../support/failure-rig.ts";
 
 const NAMES = ["vm0", "vm1"];
 /** Of a VM's device in its session, as src/vmm/virtual-machine.ts says. */
@@ -92,14 +86,14 @@ describe("userspace that dies before the jump", () => {
           const agent = Agent.start(host, ({ name }) => {
             if (name === phase) die();
           });
-          agent.update(makeVms(rig, host), IMAGE_PATH, COMMAND_LINE);
+          agent.update(makeVms(rig, host), TARGET);
         });
         const next = kernel.spawn();
         expectNothingLeft(rig, booted, next);
         // The host is as good as new: other VMs can be made and updated.
         const agent = Agent.start(next, () => {});
         const vms = NAMES.map((_, index) => rig.createVm(next, index));
-        assert.deepEqual(agent.preflight(vms, IMAGE_PATH).blockers, []);
+        assert.deepEqual(agent.preflight(vms, TARGET).blockers, []);
         for (const vm of vms) rig.destroyVm(next, vm);
         rig.checkNoLeaks(booted, "at the end");
         return rig.powerOff(booted);
@@ -110,7 +104,7 @@ describe("userspace that dies before the jump", () => {
 describe("userspace that dies after the jump", () => {
   function update(rig: FailureRig, host: Process): never {
     const agent = Agent.start(host, () => {});
-    return agent.update(makeVms(rig, host), IMAGE_PATH, COMMAND_LINE);
+    return agent.update(makeVms(rig, host), TARGET);
   }
 
   it("loses nothing when it dies before it has taken over", () => {
@@ -158,14 +152,8 @@ describe("userspace that dies after the jump", () => {
       rig.mount(next);
       const agent = Agent.start(next, () => {});
       const byHand = {
-        format: "holdfast-journal-v1",
-        update: 1,
-        fromRelease: "",
-        toRelease: "",
-        vms: names.map((name) => ({ name, pausedAtNs: 0 })),
-        phases: [],
-        userData: null,
-      } as const;
+        vms: names.map((name) => ({ name, ownerUid: null, pausedAtNs: 0 })),
+      };
       const { vms, failures } = agent.restore(byHand, restorer(rig, next));
       assert.deepEqual(failures, []);
       rig.runVms(next, vms);

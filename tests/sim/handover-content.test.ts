@@ -15,14 +15,7 @@ import { detach } from "../../src/host/vfio.ts";
 import type { BootParameters } from "../../src/machine/machine.ts";
 import type { Ram } from "../../src/machine/physical-memory.ts";
 import type { VirtualMachine } from "../../src/vmm/virtual-machine.ts";
-import {
-  type Booted,
-  COMMAND_LINE,
-  FailureRig,
-  IMAGE,
-  IMAGE_PATH,
-  MOUNT_POINT,
-} from "../support/failure-rig.ts";
+import { type Booted, FailureRig, IMAGE, MOUNT_POINT, TARGET } from "../support/failure-rig.ts";
 import { handoverContent } from "../support/handover-content.ts";
 import { type HandoverField, handoverFields } from "../support/handover-map.ts";
 import { HandoverProbe } from "../support/handover-probe.ts";
@@ -82,7 +75,7 @@ function runOnce(done: Set<string>, outcomes: Outcome[]): boolean {
       const agent = Agent.start(host, () => {});
       rig.mount(host);
       rig.makeFiles(host);
-      return agent.update([rig.createVm(host, 0)], IMAGE_PATH, COMMAND_LINE);
+      return agent.update([rig.createVm(host, 0)], TARGET);
     }
     assert.ok(!rig.lines.some((line) => line.startsWith("handover refused")), what);
     // What it does not recognise, this userspace does without.
@@ -164,14 +157,8 @@ function changeNext(
 function restoreSomehow(rig: FailureRig, host: Booted["host"]): RestoreResult<VirtualMachine> {
   rig.mount(host);
   let agent: Agent | null = null;
-  let journal: Journal = {
-    format: "holdfast-journal-v1",
-    update: 0,
-    fromRelease: "",
-    toRelease: "",
-    vms: [{ name: "vm0", pausedAtNs: 0 }],
-    phases: [],
-    userData: null,
+  let journal: Pick<Journal, "vms"> = {
+    vms: [{ name: "vm0", ownerUid: null, pausedAtNs: 0 }],
   };
   try {
     const taken = Agent.takeOver(host, () => {});
@@ -239,7 +226,7 @@ describe("a handover whose live update is not known", () => {
       if (booted.boot === 0) {
         const agent = Agent.start(host, () => {});
         rig.mount(host);
-        return agent.update([rig.createVm(host, 0)], IMAGE_PATH, COMMAND_LINE);
+        return agent.update([rig.createVm(host, 0)], TARGET);
       }
       assert.ok(rig.lines.some((line) => /preserved pages belong to nothing/.test(line)));
       assert.equal(

@@ -12,13 +12,7 @@ import { Agent } from "../../src/agent/agent.ts";
 import { MIB } from "../../src/base/units.ts";
 import type { BootParameters } from "../../src/machine/machine.ts";
 import type { Ram } from "../../src/machine/physical-memory.ts";
-import {
-  type Booted,
-  COMMAND_LINE,
-  FailureRig,
-  IMAGE,
-  IMAGE_PATH,
-} from "../support/failure-rig.ts";
+import { type Booted, FailureRig, IMAGE, TARGET } from "../support/failure-rig.ts";
 import { handoverContent } from "../support/handover-content.ts";
 import { handoverFields } from "../support/handover-map.ts";
 import { HandoverProbe } from "../support/handover-probe.ts";
@@ -85,7 +79,7 @@ describe("a handover with any one field wrong", () => {
         const agent = Agent.start(host, () => {});
         rig.mount(host);
         rig.makeFiles(host);
-        return agent.update([rig.createVm(host, 0)], IMAGE_PATH, COMMAND_LINE);
+        return agent.update([rig.createVm(host, 0)], TARGET);
       }
       return rig.takeOverAndEnd(booted, true);
     }

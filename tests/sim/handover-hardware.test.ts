@@ -18,13 +18,7 @@ import { GCMD_REG, GCMD_SRTP, GCMD_TE, RTADDR_REG } from "../../src/abi/vtd/regi
 import { Agent } from "../../src/agent/agent.ts";
 import type { BootParameters, KhoBootParameters, Mmio } from "../../src/machine/machine.ts";
 import type { Ram } from "../../src/machine/physical-memory.ts";
-import {
-  type Booted,
-  COMMAND_LINE,
-  FailureRig,
-  IMAGE,
-  IMAGE_PATH,
-} from "../support/failure-rig.ts";
+import { type Booted, FailureRig, IMAGE, TARGET } from "../support/failure-rig.ts";
 import { HandoverProbe } from "../support/handover-probe.ts";
 
 const NIC = 0x100;
@@ -51,7 +45,7 @@ function inJump(
     if (booted.boot === 0) {
       const agent = Agent.start(host, () => {});
       rig.mount(host);
-      return agent.update([rig.createVm(host, 0)], IMAGE_PATH, COMMAND_LINE);
+      return agent.update([rig.createVm(host, 0)], TARGET);
     }
     return rig.takeOverAndEnd(booted, true);
   }

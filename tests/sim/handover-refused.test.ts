@@ -13,13 +13,7 @@ import { MAX_ORDER, MIB, orderBytes } from "../../src/base/units.ts";
 import type { Kernel } from "../../src/kernel/kernel.ts";
 import type { BootParameters } from "../../src/machine/machine.ts";
 import type { Ram } from "../../src/machine/physical-memory.ts";
-import {
-  type Booted,
-  COMMAND_LINE,
-  FailureRig,
-  IMAGE,
-  IMAGE_PATH,
-} from "../support/failure-rig.ts";
+import { type Booted, FailureRig, IMAGE, TARGET } from "../support/failure-rig.ts";
 import { type HandoverField, handoverFields } from "../support/handover-map.ts";
 import { HandoverProbe } from "../support/handover-probe.ts";
 import { wrongValues } from "../support/wrong-values.ts";
@@ -120,7 +114,7 @@ describe("a handover with one field wrong", () => {
       const agent = Agent.start(host, () => {});
       rig.mount(host);
       rig.makeFiles(host);
-      return agent.update([rig.createVm(host, 0)], IMAGE_PATH, COMMAND_LINE);
+      return agent.update([rig.createVm(host, 0)], TARGET);
     }
   });
 });

@@ -10,6 +10,7 @@ import { test } from "node:test";
 import { E1000E_VENDOR_ID } from "../../src/abi/e1000e.ts";
 import { LINUX_REBOOT_CMD_POWER_OFF } from "../../src/abi/uapi/reboot.ts";
 import { Agent } from "../../src/agent/agent.ts";
+import type { KernelTarget } from "../../src/agent/target/kernel-target.ts";
 import { isKernelError } from "../../src/base/errno.ts";
 import { MIB } from "../../src/base/units.ts";
 import type { Host } from "../../src/host/host.ts";
@@ -37,6 +38,10 @@ const LACKING = new Map(
 
 function image(name: string, restores: readonly string[]): KernelImage {
   return { name, entry: `test:${name}`, release: `release-${name}`, restores };
+}
+
+function targetOf(name: string): KernelTarget {
+  return { kernel: `/boot/${name}`, initrd: null, commandLine: "liveupdate=on" };
 }
 
 /** Boots a host with one VM and gives it to `userspace`; then powers off. */
@@ -85,24 +90,24 @@ test("update() to an image that lacks one format is refused by preflight, before
     };
     const preserved: string[] = [];
     const { preserve } = vm;
-    vm.preserve = (session) => {
+    vm.preserve = (...args) => {
       preserved.push(vm.name);
-      return preserve.call(vm, session);
+      return preserve.apply(vm, args);
     };
     for (const [format, { name }] of LACKING) {
-      const path = `/boot/${name}`;
-      const { blockers } = agent.preflight([vm], path);
+      const target = targetOf(name);
+      const { blockers } = agent.preflight([vm], target);
       assert.equal(blockers.length, 1, `${format}: ${blockers.join("; ")}`);
       assert.match(blockers[0], new RegExp(`cannot restore "${format}", needed by `));
       assert.throws(
-        () => agent.update([vm], path, "liveupdate=on"),
+        () => agent.update([vm], target),
         (error) => isKernelError(error, "EOPNOTSUPP") && error.message.includes(blockers[0]),
         format,
       );
       assert.deepEqual([pauses, preserved], [[], []], format);
       refused++;
     }
-    assert.deepEqual(agent.preflight([vm], `/boot/${FULL.name}`).blockers, []);
+    assert.deepEqual(agent.preflight([vm], targetOf(FULL.name)).blockers, []);
     vm.guest.shutDown();
     for (let i = 0; i < 1000 && !vm.guest.isAtRest; i++) if (!vm.step()) host.sleep(200_000);
     vm.destroy();

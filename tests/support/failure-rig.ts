@@ -10,6 +10,7 @@ import { E1000E_DEVICE_ID, E1000E_VENDOR_ID } from "../../src/abi/e1000e.ts";
 import { O_CREAT, O_RDWR } from "../../src/abi/uapi/fs.ts";
 import { LINUX_REBOOT_CMD_POWER_OFF } from "../../src/abi/uapi/reboot.ts";
 import { Agent } from "../../src/agent/agent.ts";
+import type { KernelTarget } from "../../src/agent/target/kernel-target.ts";
 import { isKernelError } from "../../src/base/errno.ts";
 import { alignUp, MIB } from "../../src/base/units.ts";
 import { fiemap } from "../../src/host/fiemap.ts";
@@ -35,6 +36,12 @@ export const IMAGE: KernelImage = {
 };
 export const IMAGE_PATH = `/boot/${IMAGE.name}`;
 export const COMMAND_LINE = "liveupdate=on";
+/** What updates of these tests go to. */
+export const TARGET: KernelTarget = {
+  kernel: IMAGE_PATH,
+  initrd: null,
+  commandLine: COMMAND_LINE,
+};
 export const MOUNT_POINT = "/mnt/guests";
 const STORE = "guests";
 const VM_BYTES = 8 * MIB;

@@ -52,6 +52,7 @@ export type UserspacePoint =
   | "swapped"
   | "finished"
   | "drained"
+  | "abandoned"
   | "destroyed"
   | "ended";
 
@@ -105,12 +106,21 @@ export function runUserspace(host: Host, plan: UserspacePlan, look: Look): never
         for (let i = 0; i < STEPS_BETWEEN; i++) for (const vm of running) vm.step();
       },
     });
-    for (const { error } of result.failures) throw error;
+    for (const { vm, error } of result.failures) {
+      if (agent.restoration?.vm(vm)?.state === "retrieved") agent.restoration.abandon(vm);
+      look("abandoned", agent, opened);
+      throw error;
+    }
     vms = result.vms;
   }
   runFor(host, vms, plan.runNs);
   const next = agent.updates + 1;
-  if (next <= plan.updates) return agent.update(vms, plan.image(next), plan.commandLine(next));
+  if (next <= plan.updates)
+    return agent.update(vms, {
+      kernel: plan.image(next),
+      initrd: null,
+      commandLine: plan.commandLine(next),
+    });
   drain(host, vms);
   look("drained", agent, vms);
   for (const [i, vm] of vms.entries()) {

@@ -10,6 +10,7 @@ import { E1000E_DEVICE_ID, E1000E_VENDOR_ID } from "../../abi/e1000e.ts";
 import { LINUX_REBOOT_CMD_POWER_OFF } from "../../abi/uapi/reboot.ts";
 import { Agent } from "../../agent/agent.ts";
 import type { Journal } from "../../agent/journal.ts";
+import { assert } from "../../base/assert.ts";
 import { isKernelError, KernelError } from "../../base/errno.ts";
 import type { Host } from "../../host/host.ts";
 import { readTextFile } from "../../host/read-file.ts";
@@ -57,7 +58,7 @@ export function demoInit(host: Host): never {
   if (agent.updates < plan.updates) sayFaults(host, agent.updates, say);
   if (agent.updates < plan.updates) {
     try {
-      agent.update(vms, image, host.commandLine);
+      agent.update(vms, { kernel: image, initrd: null, commandLine: host.commandLine });
     } catch (error) {
       // Whatever else is thrown ends this kernel: the jump itself, or a bug.
       if (!(error instanceof KernelError)) throw error;
@@ -112,21 +113,36 @@ function restoreVms(
   const { updates } = agent;
   const { vms, failures } = agent.restore(journal, {
     open: (session) => VirtualMachine.restore(host, session, bootNicGuest),
-    running: (vm, blackoutNs) =>
+    running: (vm, blackoutNs) => {
+      assert(blackoutNs !== null, "the machine's clock goes on through a kexec");
       say({
         event: "restored",
         update: updates,
         vm: vm.name,
         blackoutNs,
         guestBytesCopied: vm.guestBytesMoved,
-      }),
+      });
+    },
     runOthers: (running) => {
       for (let i = 0; i < STEPS_BETWEEN; i++) for (const vm of running) vm.step();
     },
   });
-  for (const { vm, phase, error } of failures)
+  for (const { vm, phase, error } of failures) {
     say({ event: "failure", update: updates, vm, phase, message: error.message });
+    // Nobody will ask for it again: the host goes on without it.
+    if (phase === "restore") giveUp(agent, vm);
+  }
   return [...vms];
+}
+
+/** Frees what the session of a VM holds that could not be restored. */
+function giveUp(agent: Agent, vm: string): void {
+  try {
+    agent.restoration?.abandon(vm);
+  } catch (error) {
+    // The failure is told already; its session stays, and with it what it holds.
+    if (!(error instanceof KernelError)) throw error;
+  }
 }
 
 function runFor(
