@@ -48,10 +48,9 @@ export function decodeChannelMessage(text: string): ChannelMessage | null {
     return null;
   }
   const { channel, kind, line } = message ?? {};
-  if (!Number.isSafeInteger(channel)) return null;
-  if (kind === "line" ? typeof line !== "string" : kind !== "open" && kind !== "closed")
-    return null;
-  return { channel: channel as number, kind, ...(kind === "line" && { line }) };
+  if (typeof channel !== "number" || !Number.isSafeInteger(channel)) return null;
+  if (kind === "line") return typeof line === "string" ? { channel, kind, line } : null;
+  return kind === "open" || kind === "closed" ? { channel, kind } : null;
 }
 
 export class SerialEndpoint implements Endpoint {
