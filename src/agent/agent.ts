@@ -62,6 +62,11 @@ export type PhaseObserver = (phase: PhaseRecord) => void;
 export interface UpdateOptions extends Degradation {
   /** Found again in the journal. */
   readonly userData?: unknown;
+  /**
+   * Told of each phase before it begins, with the time; the last is "reboot", the jump itself. A {@link KernelError} that it
+   * throws fails the update.
+   */
+  readonly begins?: (phase: string, atNs: number) => void;
 }
 
 /** An agent, and what it found of the one before it. */
@@ -199,14 +204,16 @@ export class Agent {
     this.#update++;
     this.#phases = [];
     const stuck: string[] = [];
+    const phase = <T>(name: string, action: () => T): T => {
+      options.begins?.(name, host.clockNs());
+      return this.#phase(name, action);
+    };
     try {
       return withUndo((undo): never => {
-        const check = this.#phase("preflight", () => this.preflight(vms, target, options));
+        const check = phase("preflight", () => this.preflight(vms, target, options));
         if (check.blockers.length > 0)
           throw new KernelError("EOPNOTSUPP", "update", check.blockers.join("; "));
-        this.#phase("load", () =>
-          host.kexecFileLoad(target.kernel, target.initrd, target.commandLine),
-        );
+        phase("load", () => host.kexecFileLoad(target.kernel, target.initrd, target.commandLine));
         undo(() => host.kexecUnload());
 
         /** Undoing one VM must not depend on another: each is a process of its own, which may be gone. */
@@ -229,18 +236,20 @@ export class Agent {
           phases: [],
           userData: options.userData ?? null,
         };
-        const record = this.#phase("preserve", () => {
+        const record = phase("preserve", () => {
           const record = this.#preserveJournal(journal, undo);
           this.#preserveVms(vms, options.without ?? [], undoVm);
           return record;
         });
-        const pausedAtNs = this.#phase("pause", () => this.#pauseVms(vms, undoVm));
+        const pausedAtNs = phase("pause", () => this.#pauseVms(vms, undoVm));
+        const rebootAtNs = host.clockNs();
         record.write({
           ...journal,
-          rebootAtNs: host.clockNs(),
+          rebootAtNs,
           vms: journal.vms.map((vm, i) => ({ ...vm, pausedAtNs: pausedAtNs[i] })),
           phases: this.#phases,
         });
+        options.begins?.("reboot", rebootAtNs);
         return host.reboot(LINUX_REBOOT_CMD_KEXEC);
       });
     } catch (error) {

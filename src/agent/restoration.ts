@@ -43,7 +43,7 @@ const NO_TOKEN = 0xffff_ffff_ffff_ffffn;
 export class Restoration {
   readonly #host: Host;
   readonly #device: LiveUpdateDevice;
-  readonly #entries: ReadonlyMap<string, Entry>;
+  readonly #entries: Map<string, Entry>;
 
   /** @param settled - names of those that were finished or abandoned by an agent before this one */
   constructor(
@@ -55,17 +55,7 @@ export class Restoration {
     this.#host = host;
     this.#device = device;
     this.#entries = new Map(
-      vms.map((vm) => [
-        vm.name,
-        {
-          ...vm,
-          state: settled.includes(vm.name) ? "finished" : "waiting",
-          retrievedAtNs: null,
-          runningAtNs: null,
-          finishedAtNs: null,
-          session: null,
-        },
-      ]),
+      vms.map((vm) => [vm.name, newEntry(vm, settled.includes(vm.name) ? "finished" : "waiting")]),
     );
   }
 
@@ -82,6 +72,34 @@ export class Restoration {
   /** How far a VM has come; null when the update did not carry it. */
   vm(name: string): VmRestoration | null {
     return this.vms.find((vm) => vm.name === name) ?? null;
+  }
+
+  /**
+   * Takes in a VM that the journal does not name: of an update whose journal is lost.
+   * @param vm - its `pausedAtNs` is 0 when that is not known
+   * @throws {KernelError} EEXIST the VM is there
+   */
+  admit(vm: VmRecord): void {
+    if (this.#entries.has(vm.name))
+      throw new KernelError("EEXIST", OP, `the last update carried "${vm.name}"`);
+    this.#entries.set(vm.name, newEntry(vm, "waiting"));
+  }
+
+  /**
+   * Whether a VM's session is there no more: whoever retrieved it before this agent has finished it, or has ended. The VM is
+   * finished then. The kernel is asked by retrieving: a session that nobody has is this object's afterwards.
+   * @throws {KernelError} ENOENT the update did not carry such a VM; EINVAL it is finished or abandoned; EMFILE
+   */
+  isGone(name: string): boolean {
+    try {
+      this.retrieve(name);
+      return false;
+    } catch (error) {
+      if (isKernelError(error, "EBUSY")) return false;
+      if (!isKernelError(error, "ENOENT")) throw error;
+    }
+    this.#unsettled(name).state = "finished";
+    return true;
   }
 
   /**
@@ -131,8 +149,8 @@ export class Restoration {
    * The guest of a VM runs again.
    *
    * @param atNs - when it did its first step, on the host's clock
-   * @returns how long it stood still, in nanoseconds; null when that cannot be told, since the clock has not gone on from
-   *   the old kernel's
+   * @returns how long it stood still, in nanoseconds; null when that cannot be told: the clock has not gone on from
+   *   the old kernel's, or the VM was admitted
    * @throws {KernelError} ENOENT, EINVAL as {@link retrieve}; EINVAL its session is not retrieved, or the time is not between
    *   its last step in the old kernel and now
    */
@@ -141,7 +159,7 @@ export class Restoration {
     if (entry.session === null)
       throw new KernelError("EINVAL", OP, `"${name}" cannot run: nobody has retrieved its session`);
     const nowNs = this.#host.clockNs();
-    const goesOn = nowNs >= entry.pausedAtNs;
+    const goesOn = entry.pausedAtNs > 0 && nowNs >= entry.pausedAtNs;
     const firstNs = goesOn ? entry.pausedAtNs : 0;
     if (!(atNs >= firstNs && atNs <= nowNs))
       throw new KernelError(
@@ -222,6 +240,17 @@ export class Restoration {
       });
     }
   }
+}
+
+function newEntry(vm: VmRecord, state: RestorationState): Entry {
+  return {
+    ...vm,
+    state,
+    retrievedAtNs: null,
+    runningAtNs: null,
+    finishedAtNs: null,
+    session: null,
+  };
 }
 
 function hasIommufd(vm: RestoredVm): boolean {

@@ -6,15 +6,15 @@
  * @module
  */
 import { KernelError } from "../../base/errno.ts";
+import { decodeJournal, type Journal } from "../journal.ts";
 import { JsonField } from "./json-field.ts";
-import { decodeVmName, type PhaseStatus } from "./protocol.ts";
+import { decodeVmName } from "./protocol.ts";
 
 /** Changes with {@link AgentState}. */
 export const STATE_FORMAT = "holdfast-agent-state-v1";
 
 /** As many VMs as an agent takes. */
 export const VMS_MAX = 1024;
-const PHASES_MAX = 64;
 const PROBLEM_LENGTH = 1024;
 
 /**
@@ -32,8 +32,6 @@ export interface PastVm {
   readonly name: string;
   readonly ownerUid: number | null;
   readonly state: PastState;
-  /** When its guest was stopped for the last update; null when it was in none. */
-  readonly pausedAtNs: number | null;
   /** How long it stood still in the last update; null when that is not known. */
   readonly blackoutNs: number | null;
   readonly problem: string | null;
@@ -43,11 +41,10 @@ export interface AgentState {
   readonly format: typeof STATE_FORMAT;
   /** Of the kernel in which it is true: /proc/sys/kernel/random/boot_id. */
   readonly bootId: string;
-  /** Updates begun since the cold boot. */
-  readonly update: number;
   /** An update was begun, and has neither jumped nor been undone. */
   readonly isUpdating: boolean;
-  readonly phases: readonly PhaseStatus[];
+  /** Of the update that this kernel came out of; null: of none. */
+  readonly journal: Journal | null;
   readonly vms: readonly PastVm[];
 }
 
@@ -70,7 +67,6 @@ const damaged = (message: string) => new KernelError("EIO", "read the agent's st
 /** Reads a state. @throws {KernelError} EIO naming the field */
 export function decodeAgentState(text: string): AgentState {
   const state = JsonField.parse(text, "state", damaged);
-  const updates = (field: JsonField) => field.integer(0, Number.MAX_SAFE_INTEGER);
   const vms = state.field("vms").list(VMS_MAX, decodePastVm);
   for (const [i, { name }] of vms.entries())
     if (vms.findIndex((vm) => vm.name === name) !== i)
@@ -78,14 +74,8 @@ export function decodeAgentState(text: string): AgentState {
   return {
     format: state.field("format").oneOf([STATE_FORMAT]),
     bootId: state.field("bootId").text(64),
-    update: updates(state.field("update")),
     isUpdating: state.field("isUpdating").boolean(),
-    phases: state.field("phases").list(PHASES_MAX, (phase) => ({
-      update: updates(phase.field("update")),
-      name: phase.field("name").text(64),
-      startNs: phase.field("startNs").nanoseconds(),
-      endNs: phase.field("endNs").nanoseconds(),
-    })),
+    journal: state.field("journal").optional((journal) => decodeJournal(journal.raw), null),
     vms,
   };
 }
@@ -95,7 +85,6 @@ function decodePastVm(vm: JsonField): PastVm {
     name: decodeVmName(vm.field("name")),
     ownerUid: vm.field("ownerUid").optional((uid) => uid.integer(0, 2 ** 32 - 2), null),
     state: vm.field("state").oneOf(PAST_STATES),
-    pausedAtNs: vm.field("pausedAtNs").optional((at) => at.nanoseconds(), null),
     blackoutNs: vm.field("blackoutNs").optional((time) => time.nanoseconds(), null),
     problem: vm.field("problem").optional((problem) => problem.prose(PROBLEM_LENGTH), null),
   };

@@ -4,7 +4,12 @@
  */
 import { KernelError } from "../../base/errno.ts";
 import type { Channel } from "../../host/channel.ts";
-import { encodeError, OUTSTANDING_CALLS_MAX, type ProgressEvent } from "./protocol.ts";
+import {
+  CONNECTION_ID,
+  encodeError,
+  OUTSTANDING_CALLS_MAX,
+  type ProgressEvent,
+} from "./protocol.ts";
 import type { RemoteVm } from "./remote-vm.ts";
 
 export class Client {
@@ -71,6 +76,11 @@ export class Client {
   fail(id: number, error: KernelError): boolean {
     this.#outstanding.delete(id);
     return this.send({ id, error: encodeError(error) });
+  }
+
+  /** An error of the connection as a whole, which ends: that of no call. */
+  refuse(error: KernelError): void {
+    this.send({ id: CONNECTION_ID, error: encodeError(error) });
   }
 
   progress(id: number, event: ProgressEvent): boolean {

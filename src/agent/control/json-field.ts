@@ -32,6 +32,11 @@ export class JsonField {
     }
   }
 
+  /** The value, unchecked: for another decoder. */
+  get raw(): unknown {
+    return this.#value;
+  }
+
   /** Whether it is not there at all. */
   get isMissing(): boolean {
     return this.#value === undefined;

@@ -7,6 +7,7 @@
  *     agent → client   {"id": 1, "event": {...}}         while the call lasts
  *                      {"id": 1, "result": {...}}        once, or:
  *                      {"id": 1, "error": {"code": "EBUSY", "message": "..."}}
+ *                      {"id": 0, "error": {...}}         why the connection ends now
  *     agent → VMM      {"ask": 7, "do": NAME, ...}
  *     VMM → agent      {"answer": 7, "result": {}}       once, or with "error" as above
  *
@@ -21,6 +22,8 @@ import type { Degradation } from "../preflight.ts";
 import type { KernelTarget } from "../target/kernel-target.ts";
 import { JsonField } from "./json-field.ts";
 
+/** Instead of a call's id: of the error that ends the connection as a whole. Calls have ids from 1 on. */
+export const CONNECTION_ID = 0;
 /** Calls of one client that are not answered yet. */
 export const OUTSTANDING_CALLS_MAX = 8;
 /** Resources of a VM. */
@@ -322,7 +325,7 @@ export function decodeClientMessage(line: string): ClientMessage {
       ask: messageId(ask),
       error: message.field("error").optional(decodeError, null),
     };
-  const id = messageId(message.field("id"));
+  const id = message.field("id").integer(1, Number.MAX_SAFE_INTEGER);
   const fds = message.field("fds").optional((field) => field.integer(0, 16), 0);
   return checked(id, line, (call) => {
     const request = decodeRequest(call);

@@ -5,72 +5,59 @@
  * one, it hears all others.
  * @module
  */
-import { KernelError } from "../../base/errno.ts";
+import { type ErrnoCode, KernelError } from "../../base/errno.ts";
 import type { ManagedVm, Pending, Resource, ResourceKind } from "../../vmm/managed-vm.ts";
 import type { Client } from "./client.ts";
 import type { Ask, PeerError, VmState } from "./protocol.ts";
+import type { VmEntry } from "./vm-entry.ts";
 
 /** What a remote VM needs of the server. */
 export interface Waiter {
-  /** For each answer, in nanoseconds. */
-  readonly timeoutNs: number;
+  /** For each answer, as things are now. */
+  timeoutNs(): number;
   nowNs(): number;
   /**
-   * Hears what comes until `isDone`, or the time is over.
-   * @throws {KernelError} what ends all waiting: an update in which a VM's VMM is gone
+   * Hears what comes until `isDone`, or until the time is over.
+   * @throws {KernelError} what ends all waiting: in an update, a VMM that is gone
    */
   waitUntil(isDone: () => boolean, deadlineNs: number): void;
-  /** The VM is somewhere else now. */
-  moved(vm: RemoteVm): void;
-  /** The VMM does not take messages. */
-  drop(client: Client, reason: string): void;
+  /** Told after each change of a VM. */
+  changed(entry: VmEntry): void;
+  /** Ends the connection of a VMM that does not take messages. */
+  drop(client: Client, code: ErrnoCode, reason: string): void;
 }
 
 /** How an ask ended. */
-type Outcome = KernelError | "done";
+export type Outcome = KernelError | "done";
+
+interface PendingAsk {
+  readonly name: Ask["do"];
+  readonly deadlineNs: number;
+  readonly ended: (outcome: Outcome) => void;
+}
 
 export class RemoteVm implements ManagedVm {
-  readonly name: string;
-  readonly ownerUid: number | null;
   readonly client: Client;
+  readonly entry: VmEntry;
   readonly #waiter: Waiter;
   #resources: readonly Resource[];
-  #state: VmState;
-  #problem: string | null = null;
   #lastAsk = 0;
-  /** Asks that are not answered, with what is done when they are. */
-  readonly #asks = new Map<number, (outcome: Outcome) => void>();
+  /** Not answered. */
+  readonly #asks = new Map<number, PendingAsk>();
 
-  constructor(
-    waiter: Waiter,
-    client: Client,
-    vm: { name: string; resources: readonly Resource[]; state: VmState },
-  ) {
+  constructor(waiter: Waiter, client: Client, entry: VmEntry, resources: readonly Resource[]) {
     this.#waiter = waiter;
     this.client = client;
-    this.name = vm.name;
-    this.ownerUid = client.uid;
-    this.#resources = vm.resources;
-    this.#state = vm.state;
+    this.entry = entry;
+    this.#resources = resources;
   }
 
-  get state(): VmState {
-    return this.#state;
+  get name(): string {
+    return this.entry.name;
   }
 
-  set state(state: VmState) {
-    this.#state = state;
-    this.#waiter.moved(this);
-  }
-
-  /** What went wrong last; null when nothing did. */
-  get problem(): string | null {
-    return this.#problem;
-  }
-
-  set problem(problem: string | null) {
-    this.#problem = problem;
-    this.#waiter.moved(this);
+  get ownerUid(): number | null {
+    return this.entry.ownerUid;
   }
 
   resources(): readonly Resource[] {
@@ -82,22 +69,20 @@ export class RemoteVm implements ManagedVm {
   }
 
   preserve(session: number, without: readonly ResourceKind[]): Pending {
-    this.state = "preserving";
-    return this.#begin({ do: "preserve", without }, "preserved", session);
+    return this.#begin({ do: "preserve", without }, ["preserving", "preserved"], session);
   }
 
   pause(): Pending {
-    this.state = "pausing";
-    return this.#begin({ do: "pause" }, "paused");
+    return this.#begin({ do: "pause" }, ["pausing", "paused"]);
   }
 
-  // Undoing does not wait: the other VMs are not to stand still because one does not answer. Until it has, it is `undoing`.
+  // Undoing does not wait: no VM stands still for want of another one's answer. Until it has answered it is `undoing`.
   resume(): void {
-    this.#undo({ do: "resume" });
+    this.#undo("resume");
   }
 
   unpreserve(): void {
-    this.#undo({ do: "unpreserve" });
+    this.#undo("unpreserve");
   }
 
   /** Its guest runs by itself. */
@@ -105,61 +90,80 @@ export class RemoteVm implements ManagedVm {
     return false;
   }
 
-  /** Asks, and goes on when it is answered, or cannot be any more. */
+  /** Asks, and calls `ended` when it is answered or cannot be any more. */
   ask(ask: Ask, ended: (outcome: Outcome) => void, session: number | null = null): void {
     const id = ++this.#lastAsk;
-    this.#asks.set(id, ended);
-    const message = session === null ? { ask: id, ...ask } : { ask: id, ...ask, fds: 1 };
-    if (!this.client.send(message, session === null ? [] : [session]))
-      this.#waiter.drop(this.client, "it does not take messages");
+    const deadlineNs = this.#waiter.nowNs() + this.#waiter.timeoutNs();
+    this.#asks.set(id, { name: ask.do, deadlineNs, ended });
+    const fds = session === null ? [] : [session];
+    const message = { ask: id, ...ask };
+    if (!this.client.send(session === null ? message : { ...message, fds: 1 }, fds))
+      this.#waiter.drop(this.client, "EPIPE", "it does not take messages");
   }
 
   /** @returns false when nothing of that number was asked */
   answered(id: number, error: PeerError | null): boolean {
-    const ended = this.#asks.get(id);
-    if (ended === undefined) return false;
+    const pending = this.#asks.get(id);
+    if (pending === undefined) return false;
     this.#asks.delete(id);
-    ended(error === null ? "done" : this.#failure(error.code, error.message));
+    pending.ended(error === null ? "done" : this.#failure(error.code, error.message));
     return true;
+  }
+
+  /** What it has not answered in time; null when there is nothing. */
+  overdue(): Ask["do"] | null {
+    const nowNs = this.#waiter.nowNs();
+    for (const { name, deadlineNs } of this.#asks.values()) if (deadlineNs <= nowNs) return name;
+    return null;
   }
 
   /** Its VMM is gone: what was asked of it fails. */
   gone(reason: string): void {
     const asks = [...this.#asks.values()];
     this.#asks.clear();
-    for (const ended of asks) ended(this.#failure("ECONNRESET", reason));
+    for (const { ended } of asks) ended(this.#failure("ECONNRESET", reason));
   }
 
-  #begin(ask: Ask, then: VmState, session: number | null = null): Pending {
+  #begin(
+    ask: Ask,
+    [during, after]: readonly [VmState, VmState],
+    session: number | null = null,
+  ): Pending {
     const waiter = this.#waiter;
-    const deadlineNs = waiter.nowNs() + waiter.timeoutNs;
+    const timeoutNs = waiter.timeoutNs();
+    const deadlineNs = waiter.nowNs() + timeoutNs;
     let outcome: Outcome | null = null;
     const ended = (how: Outcome) => {
       outcome = how;
+      if (how === "done" && this.entry.state === during) this.#move(after);
     };
+    this.#move(during);
     this.ask(ask, ended, session);
     return () => {
       waiter.waitUntil(() => outcome !== null, deadlineNs);
-      if (outcome instanceof KernelError) throw outcome;
       if (outcome === null)
-        throw this.#failure(
-          "ETIMEDOUT",
-          `no answer to "${ask.do}" within ${waiter.timeoutNs / 1e9} s`,
-        );
-      this.state = then;
+        throw this.#failure("ETIMEDOUT", `no answer to "${ask.do}" within ${timeoutNs / 1e9} s`);
+      if (outcome instanceof KernelError) throw outcome;
     };
   }
 
-  #undo(ask: Ask): void {
-    this.state = "undoing";
-    this.ask(ask, (outcome) => {
-      if (outcome !== "done") this.problem = outcome.message;
-      // The last of its asks: whatever else was asked before is answered or will not be.
-      else if (ask.do === "unpreserve") this.state = "running";
+  #undo(name: "resume" | "unpreserve"): void {
+    this.#move("undoing");
+    this.ask({ do: name }, (outcome) => {
+      if (outcome !== "done") {
+        this.entry.problem = outcome.message;
+        this.#waiter.changed(this.entry);
+        // It is asked last: what was asked before it is answered.
+      } else if (name === "unpreserve" && this.entry.state === "undoing") this.#move("running");
     });
   }
 
-  #failure(code: KernelError["code"], message: string): KernelError {
+  #move(state: VmState): void {
+    this.entry.state = state;
+    this.#waiter.changed(this.entry);
+  }
+
+  #failure(code: ErrnoCode, message: string): KernelError {
     return new KernelError(code, `VM ${this.name}`, message);
   }
 }

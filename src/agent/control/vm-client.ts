@@ -26,6 +26,7 @@ import type { Resource, ResourceKind } from "../../vmm/managed-vm.ts";
 import {
   type AgentMessage,
   type Ask,
+  CONNECTION_ID,
   decodeAgentMessage,
   decodeRegisterResult,
   encodeError,
@@ -276,6 +277,10 @@ export class VmClient {
       case "event":
         return;
       case "error":
+        if (message.id === CONNECTION_ID) {
+          this.#disconnect(message.error.message);
+          return;
+        }
         connection.calls.delete(message.id);
         this.#problem = message.error.message;
         if (call === "register") connection.registration = "refused";

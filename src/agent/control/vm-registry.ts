@@ -1,0 +1,313 @@
+/**
+ * The VMs that an agent knows, by name: who may have one, who has it, and what becomes of it when its VMM ends.
+ *
+ * Invariants: at most one VMM has a VM. A session that an update carried goes to a VMM of its owner's user only, and never
+ * to one after its guest has run. A descriptor that is handed in is a session of that VM, or closed.
+ * @module
+ */
+import { KernelError } from "../../base/errno.ts";
+import { withUndo } from "../../base/undo.ts";
+import type { Host } from "../../host/host.ts";
+import { getName } from "../../host/liveupdate.ts";
+import type { Restoration } from "../restoration.ts";
+import { type PastVm, VMS_MAX } from "./agent-state.ts";
+import type { Client } from "./client.ts";
+import type { RegisterState, Request } from "./protocol.ts";
+import { RemoteVm, type Waiter } from "./remote-vm.ts";
+import { VmEntry } from "./vm-entry.ts";
+
+/** Who else keeps copies of sessions, so that they outlive the agent's process: a service manager. */
+export interface Custody {
+  /** @param session - stays the agent's */
+  keep(name: string, session: number): void;
+  release(name: string): void;
+}
+
+export interface RegistryOptions {
+  readonly host: Host;
+  readonly waiter: Waiter;
+  readonly restoration: Restoration;
+  readonly custody: Custody | null;
+  /**
+   * Whether a descriptor that came from somebody is a session, as far as can be told without a call that its file answers:
+   * such a call could do anything, in the agent's name.
+   */
+  readonly isSession: (fd: number) => boolean;
+  /** What became of the VMs of the last update is not known: a state or a journal could not be read. */
+  readonly isPastUnknown: boolean;
+}
+
+type Registration = Extract<Request, { call: "register" }>;
+
+export class VmRegistry {
+  readonly #options: RegistryOptions;
+  readonly #entries = new Map<string, VmEntry>();
+
+  constructor(options: RegistryOptions, past: readonly PastVm[]) {
+    this.#options = options;
+    for (const vm of past) this.#entries.set(vm.name, VmEntry.ofPast(vm));
+  }
+
+  /** By name. */
+  get entries(): readonly VmEntry[] {
+    return [...this.#entries.values()].sort((a, b) => (a.name < b.name ? -1 : 1));
+  }
+
+  /** VMs whose VMMs are connected. */
+  get vms(): readonly RemoteVm[] {
+    return this.entries.flatMap(({ vm }) => vm ?? []);
+  }
+
+  /** Says of each VM what its VMM has not answered in time. */
+  noteOverdue(): void {
+    for (const { entry, overdue } of this.vms.map((vm) => ({
+      entry: vm.entry,
+      overdue: vm.overdue(),
+    }))) {
+      if (overdue === null || entry.problem !== null) continue;
+      entry.problem = `its VMM has not answered "${overdue}" in time`;
+      this.#options.waiter.changed(entry);
+    }
+  }
+
+  /** What must not be forgotten of them. */
+  get past(): readonly PastVm[] {
+    return this.entries.map((entry) => entry.past);
+  }
+
+  /** How many VMs of the last update are back. */
+  get restored(): number {
+    return this.#options.restoration.vms.filter(({ state }) => state === "finished").length;
+  }
+
+  get hasUnrestored(): boolean {
+    return this.entries.some((entry) => entry.isUnrestored);
+  }
+
+  /** Why there can be no update as things are. */
+  get blockers(): readonly string[] {
+    return this.entries.flatMap(({ name, state, problem }) => {
+      const why = problem === null ? "" : ` (${problem})`;
+      if (state === "absent")
+        return `${name}: its VMM is not connected${why}, and would end with this kernel: start it, or abandon the VM`;
+      if (state === "undoing")
+        return `${name}: its VMM has not undone the last update${why}: wait for it, or end it`;
+      return [];
+    });
+  }
+
+  /**
+   * Makes a client the VMM of a VM.
+   *
+   * @param handedIn - a session, or null; the registry's from here on
+   * @returns the VM, and the incoming session that it restores itself from, which stays the registry's
+   * @throws {KernelError} EINVAL the client has a VM, or what is handed in is not the VM's session; EEXIST another client has
+   *   the VM; EACCES it is another user's; EBUSY the last update's VM of that name is in the way; ENOSPC there are too many
+   *   VMs; what RETRIEVE_SESSION throws
+   */
+  register(
+    client: Client,
+    { vm: name, resources, state }: Registration,
+    handedIn: number | null,
+  ): { vm: RemoteVm; session: number | null } {
+    const { host, waiter } = this.#options;
+    return withUndo((undo) => {
+      if (handedIn !== null) undo(() => host.close(handedIn));
+      const entry = this.#entryFor(client, name);
+      const session = this.#take(entry, state, handedIn);
+      const vm = new RemoteVm(waiter, client, entry, resources);
+      entry.vm = vm;
+      entry.problem = null;
+      client.vm = vm;
+      this.#entries.set(name, entry);
+      waiter.changed(entry);
+      return { vm, session };
+    });
+  }
+
+  /**
+   * A VM has no VMM any more.
+   *
+   * @param isBreach - the agent has closed the connection: the VMM may go on without it
+   */
+  leave(vm: RemoteVm, reason: string, isBreach: boolean): void {
+    const { entry, client } = vm;
+    if (entry.vm !== vm) return;
+    entry.vm = null;
+    client.vm = null;
+    switch (entry.state) {
+      case "restoring":
+        entry.state = "incoming";
+        entry.problem ??= `its VMM (${client.name}) left before its guest ran: ${reason}`;
+        break;
+      case "restored":
+        entry.state = "lost";
+        entry.problem = `its VMM (${client.name}) left after its guest had run and before its session was finished: ${reason}`;
+        break;
+      default:
+        entry.state = "absent";
+        entry.problem = reason;
+        if (!isBreach) this.#entries.delete(entry.name);
+    }
+    vm.gone(reason);
+    this.#options.waiter.changed(entry);
+  }
+
+  /**
+   * The guest of a VM runs out of its session.
+   * @throws {KernelError} EINVAL it has no session, or `atNs` cannot be
+   */
+  running({ entry }: RemoteVm, atNs: number): void {
+    if (entry.state !== "restoring" && entry.state !== "restored")
+      throw new KernelError("EINVAL", "running", `${entry.name} is ${entry.state}`);
+    entry.blackoutNs = this.#options.restoration.running(entry.name, atNs);
+    entry.state = "restored";
+    entry.problem = null;
+    this.#options.waiter.changed(entry);
+  }
+
+  /** Finishes the session of a VM whose guest runs. @throws {KernelError} EBUSY, as FINISH */
+  finish(name: string): void {
+    const { restoration, custody } = this.#options;
+    restoration.finish(name);
+    custody?.release(name);
+  }
+
+  /**
+   * Gives a VM up that nobody has: frees what is preserved of it.
+   * @throws {KernelError} ENOENT there is none; EBUSY a VMM has it, or its session cannot be finished
+   */
+  abandon(name: string): void {
+    const { restoration, custody } = this.#options;
+    const entry = this.#entries.get(name);
+    if (entry === undefined) throw new KernelError("ENOENT", "abandon", `there is no VM "${name}"`);
+    if (entry.vm !== null)
+      throw new KernelError(
+        "EBUSY",
+        "abandon",
+        `${entry.vm.client.name} is the VMM of ${name}, which is ${entry.state}: end it first`,
+      );
+    if (entry.isUnrestored && !restoration.isGone(name)) {
+      if (restoration.vm(name)?.state === "running") restoration.finish(name);
+      else restoration.abandon(name);
+    }
+    custody?.release(name);
+    this.#entries.delete(name);
+    this.#options.waiter.changed(entry);
+  }
+
+  /**
+   * Takes a session over that an agent before this one had in custody.
+   * @throws {KernelError} EINVAL it is not the session of a VM that came through the last update; then it is closed
+   */
+  adopt(name: string, session: number): void {
+    withUndo((undo) => {
+      undo(() => this.#options.host.close(session));
+      const entry = this.#entries.get(name);
+      if (entry?.isUnrestored !== true)
+        throw new KernelError("EINVAL", "adopt", `no VM "${name}" of the last update is left`);
+      this.#adopt(entry, session);
+    });
+  }
+
+  /** @throws {KernelError} as {@link register} */
+  #entryFor(client: Client, name: string): VmEntry {
+    if (client.vm !== null)
+      throw refused("EINVAL", `this connection has the VM ${client.vm.name}; a VM has its own`);
+    const found = this.#entries.get(name);
+    if (found === undefined) {
+      if (this.#entries.size >= VMS_MAX)
+        throw refused("ENOSPC", `${VMS_MAX} VMs are registered; no more are taken`);
+      return new VmEntry(name, client.uid, "running");
+    }
+    if (found.vm !== null)
+      throw refused("EEXIST", `${name} is registered already, by ${found.vm.client.name}`);
+    if (found.ownerUid !== null && client.uid !== found.ownerUid)
+      throw refused("EACCES", `${name} belongs to uid ${found.ownerUid}, not to ${client.name}`);
+    return found;
+  }
+
+  /** Brings together what a VMM says and what the agent knows. @returns the session that the VMM gets */
+  #take(entry: VmEntry, state: RegisterState, handedIn: number | null): number | null {
+    const { name } = entry;
+    const hasRun = entry.state === "restored" || entry.state === "lost";
+    switch (state) {
+      case "starting": {
+        if (hasRun) throw inTheWay(entry);
+        if (!entry.isUnrestored && !this.#mayBeUnrestored(entry)) break;
+        const session = this.#options.restoration.retrieve(name);
+        this.#options.custody?.keep(name, session);
+        entry.state = "restoring";
+        return session;
+      }
+      case "running":
+        // Or an agent before this one has finished it, and ended before it could write that down.
+        if (entry.isUnrestored && !this.#options.restoration.isGone(name)) throw inTheWay(entry);
+        break;
+      case "preserved":
+      case "paused":
+        if (entry.isUnrestored) throw inTheWay(entry);
+        if (handedIn !== null) this.#checkName(name, handedIn);
+        if (handedIn !== null) this.#options.host.close(handedIn);
+        break;
+      case "restoring":
+      case "restored":
+        if (hasRun && state === "restoring") throw inTheWay(entry);
+        if (handedIn !== null) this.#adopt(entry, handedIn);
+        entry.state = state;
+        return null;
+    }
+    entry.state = "running";
+    return null;
+  }
+
+  /** Whether there may be a session of a VM that nothing is known of. @throws {KernelError} EACCES only root finds out */
+  #mayBeUnrestored(entry: VmEntry): boolean {
+    const { isPastUnknown, restoration } = this.#options;
+    const { name, ownerUid } = entry;
+    if (!isPastUnknown || this.#entries.has(name)) return false;
+    if (ownerUid !== null && ownerUid !== 0)
+      throw refused(
+        "EACCES",
+        `whether ${name} came through the last update, and whose it was, is not known, since the agent's state or journal could not be read: only root's VMMs get it`,
+      );
+    restoration.admit({ name, ownerUid, pausedAtNs: 0 });
+    return !restoration.isGone(name);
+  }
+
+  #adopt(entry: VmEntry, session: number): void {
+    const { restoration, custody, host } = this.#options;
+    const { name, ownerUid } = entry;
+    this.#checkName(name, session);
+    // Retrieved before an agent lost its state; it stays with whom it is.
+    if (restoration.vm(name) === null) restoration.admit({ name, ownerUid, pausedAtNs: 0 });
+    if (restoration.vm(name)?.state !== "waiting") {
+      host.close(session);
+      return;
+    }
+    restoration.adopt(name, session);
+    custody?.keep(name, session);
+  }
+
+  /** @throws {KernelError} EINVAL it is no session of that name */
+  #checkName(name: string, fd: number): void {
+    const { host, isSession } = this.#options;
+    if (!isSession(fd)) throw refused("EINVAL", `what was handed in for ${name} is no session`);
+    const found = getName(host, fd);
+    if (found !== name)
+      throw refused("EINVAL", `what was handed in for ${name} is the session "${found}"`);
+  }
+}
+
+function refused(code: "EINVAL" | "EEXIST" | "EACCES" | "EBUSY" | "ENOSPC", why: string) {
+  return new KernelError(code, "register", why);
+}
+
+function inTheWay({ name, state }: VmEntry): KernelError {
+  return refused(
+    "EBUSY",
+    state === "incoming" || state === "restoring"
+      ? `${name} came out of the last update, and its session waits: its VMM takes it ("starting") or it is abandoned`
+      : `${name} has run after the last update, so that its session does not fit its guest any more: it is abandoned to begin anew`,
+  );
+}
