@@ -40,6 +40,9 @@ const IMAGE = {
   restores: [],
 };
 
+/** How long a QEMU is waited for that is stopped. */
+const HANG_MS = 500;
+
 /** A module beside this test, which may be compiled. */
 function beside(path: string): string {
   const extension = import.meta.url.endsWith(".ts") ? "ts" : "js";
@@ -164,6 +167,37 @@ describe("QEMU's hardware", { skip: skipReason() }, () => {
       await assert.rejects(QemuMachine.start({ ...config(), segments }), (error) =>
         isKernelError(error, "EINVAL"),
       );
+  });
+
+  test("a register access of a QEMU that hangs fails in bounded time, and all of it goes", async () => {
+    const before = openDescriptors().length;
+    const hardware = await QemuHardware.powerOn(config(), { answerTimeoutMs: HANG_MS });
+    const { pid } = hardware.process;
+    assert(pid !== undefined);
+    const devices = hardware.connect();
+    assert(devices.kind === "qtest");
+    const qtest = new QtestClient(devices.socket);
+    process.kill(pid, "SIGSTOP");
+    const startNs = process.hrtime.bigint();
+    assert.throws(
+      () => qtest.read(hardware.firmware.ecams[0].base, 4),
+      /QEMU hangs: no answer to "readl 0x/,
+    );
+    const waitedMs = Number(process.hrtime.bigint() - startNs) / 1e6;
+    assert.ok(waitedMs >= HANG_MS && waitedMs < 20 * HANG_MS, `${waitedMs} ms`);
+    await assert.rejects(hardware.powerOff(), /QEMU hangs/);
+    assert.equal(isAlive(pid), false);
+    assert.equal(openDescriptors().length, before);
+  });
+
+  test("run() rejects when QEMU hangs at the end of a machine, and does not hang itself", async () => {
+    const machine = await QemuMachine.start(config(), {
+      answerTimeoutMs: HANG_MS,
+      onSerialLine: () => machine.pid !== undefined && process.kill(machine.pid, "SIGSTOP"),
+    });
+    assert(machine.pid !== undefined);
+    await assert.rejects(machine.run(IMAGE, "updates=1"), /QEMU hangs/);
+    assert.equal(isAlive(machine.pid), false);
   });
 
   test("run() rejects when QEMU dies under a kernel", async () => {

@@ -18,6 +18,11 @@ const SOCK_STREAM = 1;
 const SOCK_DGRAM = 2;
 const SOCK_CLOEXEC = 0o2000000;
 const SOCK_NONBLOCK = 0o4000;
+const SOL_SOCKET = 1;
+const SO_RCVTIMEO = 20;
+const SO_SNDTIMEO = 21;
+
+const NOT_CONNECTED: readonly number[] = [ERRNO.ENOENT, ERRNO.ECONNREFUSED, ERRNO.EAGAIN];
 
 /** Calls throw KernelError with the errno. */
 export interface Libc {
@@ -34,8 +39,11 @@ export interface Libc {
   seekHole(fd: number, offset: number): number;
   /** Two connected sockets that keep messages apart, lose none and do not block. */
   messageSocketPair(): readonly [number, number];
-  /** @returns a blocking stream socket, connected; null while nobody listens there */
-  connectUnix(path: string): number | null;
+  /**
+   * @param timeoutMs - longer no call waits on it: EAGAIN
+   * @returns a blocking stream socket, connected; null while nobody listens there, or takes the connection in time
+   */
+  connectUnix(path: string, timeoutMs: number): number | null;
 }
 
 /** @throws {KernelError} as {@link openCLibrary} */
@@ -51,6 +59,9 @@ export function loadLibc(): Libc {
   );
   const socket = func("int socket(int domain, int type, int protocol)");
   const connect = func("int connect(int fd, const void *address, uint length)");
+  const setsockopt = func(
+    "int setsockopt(int fd, int level, int option, const void *value, uint length)",
+  );
   const close = func("int close(int fd)");
 
   return {
@@ -74,13 +85,20 @@ export function loadLibc(): Libc {
       checked("socketpair", "of datagrams", socketpair(AF_UNIX, type, 0, sockets));
       return [sockets[0], sockets[1]];
     },
-    connectUnix(path) {
+    connectUnix(path, timeoutMs) {
       const address = unixAddress(path);
       const fd = checked("socket", path, socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
+      // struct timeval: seconds, microseconds.
+      const time = BigInt64Array.of(
+        BigInt(Math.floor(timeoutMs / 1000)),
+        BigInt((timeoutMs % 1000) * 1000),
+      );
+      for (const option of [SO_RCVTIMEO, SO_SNDTIMEO])
+        checked("setsockopt", path, setsockopt(fd, SOL_SOCKET, option, time, time.byteLength));
       if (connect(fd, address, address.length) < 0) {
         const errno = koffi.errno();
         close(fd);
-        if (errno === ERRNO.ENOENT || errno === ERRNO.ECONNREFUSED) return null;
+        if (NOT_CONNECTED.includes(errno)) return null;
         throw systemCallError(errno, "connect", path);
       }
       return fd;

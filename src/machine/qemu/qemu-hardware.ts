@@ -25,6 +25,8 @@ import { RamFile } from "./ram-file.ts";
 import { Wires } from "./wires.ts";
 
 const START_TIMEOUT_NS = 20e9;
+/** QEMU answers in 50 us; this is for a computer on which it gets no turn. */
+const ANSWER_TIMEOUT_MS = 30_000;
 const POLL_MS = 5;
 /**
  * QEMU reads a frame ahead of a NIC whose reception is off, keeps it, and drops it for another when the command
@@ -38,6 +40,8 @@ export interface QemuHardwareOptions {
   readonly program?: string;
   /** Appended to QEMU's arguments: for tests that look at the machine by other means. */
   readonly extraArguments?: readonly string[];
+  /** How long QEMU may take for one register access before it counts as hung. Default: 30 s. */
+  readonly answerTimeoutMs?: number;
 }
 
 /** How a NIC's counters stood when the machine ended, and what it had not read. */
@@ -55,6 +59,7 @@ export class QemuHardware implements Platform {
   readonly #ramFile: RamFile;
   readonly #wires: Wires;
   readonly #places: readonly NicPlace[];
+  readonly #answerTimeoutMs: number;
   /** The connection of the kernel that runs or comes. */
   #socket = -1;
   /** While no kernel exists: where the rings stood when the last one had ended. */
@@ -67,9 +72,10 @@ export class QemuHardware implements Platform {
   #finalCounts: readonly FinalCounts[] | null = null;
   #onError: (error: Error) => void = () => {};
 
-  private constructor(config: MachineConfig, libc: Libc) {
+  private constructor(config: MachineConfig, libc: Libc, answerTimeoutMs: number) {
     const { ram, firmware } = q35AddressMap(config);
     this.#libc = libc;
+    this.#answerTimeoutMs = answerTimeoutMs;
     this.#places = nicPlaces(config);
     this.firmware = firmware;
     this.installed = config.installed;
@@ -81,7 +87,11 @@ export class QemuHardware implements Platform {
   static async powerOn(config: MachineConfig, options: QemuHardwareOptions): Promise<QemuHardware> {
     q35AddressMap(config);
     const program = options.program ?? findQemu();
-    const hardware = new QemuHardware(config, loadLibc());
+    const hardware = new QemuHardware(
+      config,
+      loadLibc(),
+      options.answerTimeoutMs ?? ANSWER_TIMEOUT_MS,
+    );
     try {
       await hardware.#start(config, program, options.extraArguments ?? []);
       return hardware;
@@ -122,7 +132,7 @@ export class QemuHardware implements Platform {
     const words = new Int32Array(this.ram.windows[0] ?? new SharedArrayBuffer(0));
     const deadlineNs = monotonicNs() + START_TIMEOUT_NS;
     for (;;) {
-      if (this.#socket < 0) this.#socket = this.#libc.connectUnix(this.#qtestPath) ?? -1;
+      if (this.#socket < 0) this.#socket = this.#connect() ?? -1;
       if (this.#socket >= 0 && Atomics.load(words, BIOS_READY / 4) === 1) break;
       if (reason !== null) throw new KernelError("EIO", "power on", `QEMU: ${reason}`);
       if (monotonicNs() > deadlineNs)
@@ -161,21 +171,27 @@ export class QemuHardware implements Platform {
 
   async powerOff(): Promise<void> {
     await this.#wires.stop();
-    let counts: FrameCounts[] = [];
-    if (this.process.isRunning) {
-      // Its own connection: a kernel may have ended in the middle of an access.
-      this.#reconnect();
-      const observer = this.#observer();
-      counts = this.#places.map((place) => observer.takeFrameCounts(place));
-      const state = observer.remapping();
-      this.faults.push(...state.faults);
-      this.faultsLost = state.faultsLost;
-      this.#sourceIds = this.#places.map((place) => observer.bdf(place));
+    try {
+      const counts = this.process.isRunning ? this.#readLast() : [];
+      await this.process.stop();
+      const unread = this.#wires.takeUnread();
+      this.#finalCounts = counts.map((count, nic) => ({ ...count, unread: unread[nic] }));
+    } finally {
+      await this.#release();
     }
-    await this.process.stop();
-    const unread = this.#wires.takeUnread();
-    this.#finalCounts = counts.map((count, nic) => ({ ...count, unread: unread[nic] }));
-    await this.#release();
+  }
+
+  /** What the hardware has recorded. @returns the NICs' counts */
+  #readLast(): FrameCounts[] {
+    // Its own connection: a kernel may have ended in the middle of an access.
+    this.#reconnect();
+    const observer = this.#observer();
+    const counts = this.#places.map((place) => observer.takeFrameCounts(place));
+    const state = observer.remapping();
+    this.faults.push(...state.faults);
+    this.faultsLost = state.faultsLost;
+    this.#sourceIds = this.#places.map((place) => observer.bdf(place));
+    return counts;
   }
 
   counts(nic: number): TrafficCounts {
@@ -196,10 +212,14 @@ export class QemuHardware implements Platform {
     return new HardwareObserver(new QtestClient(this.#socket), this.firmware);
   }
 
+  #connect(): number | null {
+    return this.#libc.connectUnix(this.#qtestPath, this.#answerTimeoutMs);
+  }
+
   #reconnect(): void {
     if (this.#socket >= 0) closeSync(this.#socket);
     this.#socket = -1;
-    const socket = this.#libc.connectUnix(this.#qtestPath);
+    const socket = this.#connect();
     if (socket === null) throw new KernelError("EIO", "connect", "QEMU does not listen any more");
     this.#socket = socket;
   }
