@@ -59,21 +59,24 @@ import { PollSet, type Wanted } from "./poll-set.ts";
 const FD_LAST = 0x7fffffff;
 const U32_LAST = 0xffffffff;
 const STDOUT = 1;
-/** Where the processes of one boot agree about its clock. */
-const RUN_FOLDER = "/run/holdfast";
 
 /** One process's view of its Linux. */
 export class LinuxHost implements Host {
   readonly #ffi: Ffi;
+  readonly #runFolder: string;
   readonly #argument: IoctlArgument;
   /** Those that this host made and has not closed: what `sleep` waits for. */
   readonly #eventfds = new Set<number>();
   /** Made when first asked for: /proc and /sys must be mounted then. */
   #clock: ContinuousClock | null = null;
 
-  /** @throws {KernelError} EOPNOTSUPP when koffi is not installed, or this is not Linux */
-  constructor(ffi: Ffi = loadFfi()) {
+  /**
+   * @param runFolder - where the processes of one boot agree about its clock
+   * @throws {KernelError} EOPNOTSUPP when koffi is not installed, or this is not Linux
+   */
+  constructor(ffi: Ffi = loadFfi(), runFolder: string = "/run/holdfast") {
     this.#ffi = ffi;
+    this.#runFolder = runFolder;
     this.#argument = new IoctlArgument(ffi);
   }
 
@@ -340,7 +343,7 @@ export class LinuxHost implements Host {
       counters: bootCounters(this.#ffi),
       monotonicNs: () => Number(process.hrtime.bigint()),
       sleep: (timeoutNs) => this.#ffi.poll(new Uint8Array(0), timeoutNs),
-      folder: RUN_FOLDER,
+      folder: this.#runFolder,
       commandLine: procText("/proc/cmdline"),
       bootId: procText("/proc/sys/kernel/random/boot_id"),
     });

@@ -7,6 +7,7 @@
  * @module
  */
 import { isKernelError, KernelError } from "../base/errno.ts";
+import { utf8Length } from "../kernel/vfs/user-value.ts";
 import { F_SETFD, FD_CLOEXEC, type Ffi, POLLOUT, SOCK_DGRAM } from "./ffi.ts";
 import { PollSet } from "./poll-set.ts";
 import { SocketMessages } from "./socket-messages.ts";
@@ -119,7 +120,7 @@ export class ServiceManager {
 
 /** Names are printable ASCII without colons there; those of sessions are any UTF-8. */
 function encodeName(name: string): string {
-  const encoded = name.isWellFormed() ? encodeURIComponent(name) : "";
+  const encoded = utf8Length(name) < 0 ? "" : encodeURIComponent(name);
   if (encoded.length >= 1 && encoded.length <= NAME_BYTES_MAX) return encoded;
   throw new KernelError(
     "EINVAL",
