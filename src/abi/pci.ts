@@ -98,11 +98,14 @@ export const MSI_DATA_VECTOR_MASK = 0xff;
 
 /** PCI Express capability: offsets from it. */
 export const PCI_EXP_FLAGS = 2;
+export const PCI_EXP_FLAGS_TYPE_MASK = 0xf0;
 export const PCI_EXP_FLAGS_TYPE_SHIFT = 4;
 export const PCI_EXP_TYPE_ENDPOINT = 0x0;
 export const PCI_EXP_TYPE_ROOT_PORT = 0x4;
 export const PCI_EXP_TYPE_UPSTREAM = 0x5;
 export const PCI_EXP_TYPE_DOWNSTREAM = 0x6;
+/** Its bus is a conventional one. */
+export const PCI_EXP_TYPE_PCI_BRIDGE = 0x7;
 export const PCI_EXP_DEVCAP = 4;
 export const PCI_EXP_DEVCAP_FLR = 0x10000000;
 export const PCI_EXP_DEVCTL = 8;

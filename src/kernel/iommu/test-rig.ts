@@ -197,6 +197,7 @@ export function pciFunction(segment: number, bdf: number): PciFunction {
     isBridge: false,
     parent: null,
     bars: [],
+    rawBars: [],
     isIncoming: false,
     capability: absent,
     configRead: absent,

@@ -2,21 +2,9 @@
  * Config space of all segment groups, by ECAM.
  * @module
  */
-import {
-  busOf,
-  ecamOffset,
-  PCI_COMMAND,
-  PCI_COMMAND_MASTER,
-  PCI_DEVFNS_PER_BUS,
-  PCI_HEADER_TYPE,
-  PCI_HEADER_TYPE_MFD,
-  PCI_VENDOR_ID,
-} from "../../abi/pci.ts";
+import { busOf, ecamOffset, PCI_COMMAND, PCI_COMMAND_MASTER } from "../../abi/pci.ts";
 import { assert } from "../../base/assert.ts";
 import type { Ecam, Mmio } from "../../machine/machine.ts";
-
-/** What a read returns where no function is. */
-const NO_VENDOR = 0xffff;
 
 export class ConfigAccess {
   readonly ecams: readonly Ecam[];
@@ -43,25 +31,6 @@ export class ConfigAccess {
 
   write(segment: number, bdf: number, offset: number, size: 1 | 2 | 4, value: number): void {
     this.#mmio.write(this.#address(segment, bdf, offset), size, value);
-  }
-
-  /** Whether a function answers. */
-  exists(segment: number, bdf: number): boolean {
-    return this.read(segment, bdf, PCI_VENDOR_ID, 2) !== NO_VENDOR;
-  }
-
-  /** The functions of a bus in ascending order. Reads only. */
-  functionsOnBus(segment: number, bus: number): number[] {
-    const found: number[] = [];
-    for (let devfn = 0; devfn < PCI_DEVFNS_PER_BUS; devfn += 8) {
-      const bdf = (bus << 8) | devfn;
-      if (!this.exists(segment, bdf)) continue;
-      found.push(bdf);
-      const isMulti = this.read(segment, bdf, PCI_HEADER_TYPE, 1) & PCI_HEADER_TYPE_MFD;
-      for (let f = 1; isMulti !== 0 && f < 8; f++)
-        if (this.exists(segment, bdf | f)) found.push(bdf | f);
-    }
-    return found;
   }
 
   /** Takes bus mastering from a function. Writes only if it has it. @returns whether it had */

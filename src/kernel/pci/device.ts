@@ -10,28 +10,20 @@ import {
   PCI_CACHE_LINE_SIZE,
   PCI_CAP_ID_EXP,
   PCI_CAP_ID_MSI,
-  PCI_CAP_LIST_MAX,
-  PCI_CAPABILITY_LIST,
   PCI_CLASS_REVISION,
   PCI_COMMAND,
   PCI_COMMAND_INTX_DISABLE,
   PCI_COMMAND_MASTER,
-  PCI_DEVICE_ID,
   PCI_EXP_DEVCAP,
   PCI_EXP_DEVCAP_FLR,
   PCI_EXP_DEVCTL,
   PCI_EXP_DEVCTL_BCR_FLR,
   PCI_EXP_DEVSTA,
   PCI_EXP_DEVSTA_TRPND,
-  PCI_HEADER_TYPE,
-  PCI_HEADER_TYPE_BRIDGE,
-  PCI_HEADER_TYPE_MASK,
   PCI_INTERRUPT_LINE,
   PCI_MSI_FLAGS,
   PCI_MSI_FLAGS_64BIT,
   PCI_MSI_FLAGS_MASKBIT,
-  PCI_STATUS,
-  PCI_STATUS_CAP_LIST,
   PCI_STD_NUM_BARS,
   PCI_VENDOR_ID,
 } from "../../abi/pci.ts";
@@ -40,6 +32,7 @@ import { KernelError } from "../../base/errno.ts";
 import { type BarShape, barAddress, readBarRegisters } from "./base-address.ts";
 import type { ConfigAccess } from "./config-access.ts";
 import { type PciBar, type PciFunction, pciName } from "./function.ts";
+import { type FoundFunction, findCapabilities } from "./scan.ts";
 
 /** Reads until a function has its completions, or answers again. Each is a bus transaction: a second on real hardware. */
 const RESET_POLLS_MAX = 1_000_000;
@@ -58,18 +51,20 @@ export class PciDevice implements PciFunction {
   isIncoming = false;
   /** How often it is preserved; for a bridge, the sum of what is below. */
   preserveCount = 0;
+  /** BAR registers as this kernel knows them; it alone writes to them. Known after enumeration. */
+  rawBars: readonly number[] = [];
   readonly #access: ConfigAccess;
+  #capabilities: ReadonlyMap<number, number> | null = null;
 
-  constructor(access: ConfigAccess, segment: number, bdf: number, parent: PciDevice | null) {
+  constructor(access: ConfigAccess, found: FoundFunction, parent: PciDevice | null) {
     this.#access = access;
-    this.segment = segment;
-    this.bdf = bdf;
+    this.segment = found.segment;
+    this.bdf = found.bdf;
     this.parent = parent;
-    this.vendorId = this.configRead(PCI_VENDOR_ID, 2);
-    this.deviceId = this.configRead(PCI_DEVICE_ID, 2);
+    this.vendorId = found.vendorId;
+    this.deviceId = found.deviceId;
+    this.isBridge = found.isBridge;
     this.classCode = this.configRead(PCI_CLASS_REVISION, 4) >>> 8;
-    const type = this.configRead(PCI_HEADER_TYPE, 1) & PCI_HEADER_TYPE_MASK;
-    this.isBridge = type === PCI_HEADER_TYPE_BRIDGE;
   }
 
   /** "0000:00:05.0" */
@@ -97,9 +92,9 @@ export class PciDevice implements PciFunction {
     return readBarRegisters(this.#access, this.segment, this.bdf, this.isBridge);
   }
 
-  /** Takes over the addresses that the BARs hold. */
-  readBars(): void {
-    const raw = this.barRegisters();
+  /** Takes over the addresses that the BARs hold. @param raw - as they read */
+  takeBars(raw: readonly number[]): void {
+    this.rawBars = raw;
     const bars = this.shapes.map((shape) => {
       const { index, sizeBytes, is64 } = shape;
       return { index, sizeBytes, is64, address: barAddress(shape, raw) };
@@ -108,13 +103,9 @@ export class PciDevice implements PciFunction {
   }
 
   capability(id: number): number {
-    if ((this.configRead(PCI_STATUS, 2) & PCI_STATUS_CAP_LIST) === 0) return 0;
-    let at = this.configRead(PCI_CAPABILITY_LIST, 1) & 0xfc;
-    for (let i = 0; i < PCI_CAP_LIST_MAX && at >= 0x40; i++) {
-      if (this.configRead(at, 1) === id) return at;
-      at = this.configRead(at + 1, 1) & 0xfc;
-    }
-    return 0;
+    // They do not change: one walk for all.
+    this.#capabilities ??= findCapabilities(this.#access, this.segment, this.bdf);
+    return this.#capabilities.get(id) ?? 0;
   }
 
   setBusMaster(on: boolean): void {

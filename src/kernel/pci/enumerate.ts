@@ -28,6 +28,7 @@ import { type AddressRequest, AddressSpace, pack, placeAll } from "./address-spa
 import { type BarShape, barShapes, probeBarSizes, writeBar } from "./base-address.ts";
 import type { ConfigAccess } from "./config-access.ts";
 import { PciDevice } from "./device.ts";
+import { functionsOnBus } from "./scan.ts";
 
 /** Which window of a bridge something goes through. */
 type WindowKind = "memory" | "prefetchable";
@@ -76,10 +77,9 @@ class BusNumbering {
   }
 
   #scan(bus: number, parent: PciDevice | null): void {
-    const { segment } = this.#ecam;
-    const found = this.#access
-      .functionsOnBus(segment, bus)
-      .map((bdf) => new PciDevice(this.#access, segment, bdf, parent));
+    const found = functionsOnBus(this.#access, this.#ecam.segment, bus, parent).map(
+      (one) => new PciDevice(this.#access, one, parent),
+    );
     for (const device of found) {
       // An address may change only where nobody decodes it, and a bus number only where nobody does DMA.
       device.changeCommand(0, PCI_COMMAND_MEMORY | PCI_COMMAND_MASTER);
@@ -142,7 +142,7 @@ function assign(
   ];
   for (const request of unplaced)
     warnings.push(`no room for ${formatBytes(request.sizeBytes)} of ${request.name}`);
-  for (const device of devices) device.readBars();
+  for (const device of devices) device.takeBars(device.barRegisters());
 }
 
 /** What needs addresses on the bus below `parent`, through one kind of window. */

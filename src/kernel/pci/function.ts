@@ -26,6 +26,8 @@ export interface PciFunction {
   readonly parent: PciFunction | null;
   /** Memory BARs that were assigned an address. */
   readonly bars: readonly PciBar[];
+  /** Base address registers as they read, flags and all. */
+  readonly rawBars: readonly number[];
   /** Whether the previous kernel handed it over and it has not been finished yet. */
   readonly isIncoming: boolean;
   /** Offset of a capability in config space, or 0. */

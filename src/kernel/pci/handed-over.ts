@@ -15,7 +15,6 @@ import { KHO_RECORD_ALIGN_BYTES } from "../../abi/kho-record.ts";
 import {
   busOf,
   PCI_COMMAND,
-  PCI_DEVICE_ID,
   PCI_HEADER_TYPE,
   PCI_HEADER_TYPE_BRIDGE,
   PCI_HEADER_TYPE_MASK,
@@ -236,8 +235,9 @@ function checkHardware(
       `${nameOf(record)} was left with ${hex(expected)} and has ${hex(actual)}`,
     );
   };
-  expect("vendor_id", ser.vendor_id, read(PCI_VENDOR_ID, 2));
-  expect("device_id", ser.device_id, read(PCI_DEVICE_ID, 2));
+  const ids = read(PCI_VENDOR_ID, 4);
+  expect("vendor_id", ser.vendor_id, ids & 0xffff);
+  expect("device_id", ser.device_id, ids >>> 16);
   expect("header_type", ser.header_type, read(PCI_HEADER_TYPE, 1) & PCI_HEADER_TYPE_MASK);
   expect("command", ser.command & COMMAND_LIMIT, read(PCI_COMMAND, 2));
   for (const [i, raw] of record.bars.entries()) expect(`bar${i}`, raw, read(0x10 + 4 * i, 4));
@@ -352,7 +352,8 @@ function recordAt(pa: number, index: number): number {
 }
 
 function snapshot(device: PciDevice): FunctionSer {
-  const raw = device.barRegisters();
+  // What the next kernel holds against the hardware is what the hardware says.
+  const raw = device.preserveCount > 0 ? device.barRegisters() : device.rawBars;
   const bridge = (offset: number, size: 1 | 4) =>
     device.isBridge ? device.configRead(offset, size) : 0;
   return {

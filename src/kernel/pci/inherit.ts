@@ -12,7 +12,6 @@
  */
 import {
   type BridgeWindow,
-  busOf,
   decodeMemoryWindow,
   decodePrefetchableWindow,
   PCI_COMMAND,
@@ -31,53 +30,40 @@ import { PciDevice } from "./device.ts";
 import { type Enumeration, windowKind } from "./enumerate.ts";
 import { pciName } from "./function.ts";
 import type { FunctionRecord } from "./handed-over.ts";
-import { secondaryBus } from "./quiesce.ts";
+import type { NumberedFunction } from "./scan.ts";
 
 /**
  * Takes over the hierarchy as it is numbered.
  *
- * @param records - what the handover says of functions; checked already where they are preserved
+ * @param functions - all of them, bridges before what is below them
+ * @param records - what the handover says of functions; checked against the hardware already where they are preserved
  */
 export function inherit(
   access: ConfigAccess,
   firmware: Firmware,
+  functions: readonly NumberedFunction[],
   records: readonly FunctionRecord[],
 ): Enumeration {
-  const devices: PciDevice[] = [];
+  const deviceOf = new Map<NumberedFunction, PciDevice>();
+  for (const one of functions) {
+    const parent = one.parent === null ? null : (deviceOf.get(one.parent) ?? null);
+    deviceOf.set(one, new PciDevice(access, one, parent));
+  }
+  const devices = [...deviceOf.values()];
   const warnings: string[] = [];
   const unknown: PciDevice[] = [];
-  for (const ecam of firmware.ecams) scanAsNumbered(access, ecam, devices);
   const recordOf = new Map(records.map((r) => [pciName(r.segment, r.bdf), r]));
   for (const device of devices) {
     const record = recordOf.get(device.name);
-    if (record !== undefined && isUnchanged(device, record)) {
+    if (record !== undefined && (record.refcount > 0 || isUnchanged(device, record))) {
       device.shapes = barShapes(record.bars, record.barSizes);
       device.isIncoming = record.refcount > 0;
-      device.readBars();
+      device.takeBars(record.bars);
     } else unknown.push(device);
   }
   // Those that are settled first: their addresses are taken before any other is looked at.
   for (const device of unknown) settle(access, firmware, devices, device, warnings);
   return { devices, warnings };
-}
-
-function scanAsNumbered(
-  access: ConfigAccess,
-  ecam: { readonly segment: number; readonly startBus: number; readonly lastBus: number },
-  devices: PciDevice[],
-): void {
-  const seen = new Set([ecam.startBus]);
-  const scan = (bus: number, parent: PciDevice | null): void => {
-    for (const bdf of access.functionsOnBus(ecam.segment, bus)) {
-      const device = new PciDevice(access, ecam.segment, bdf, parent);
-      devices.push(device);
-      const below = secondaryBus(access, ecam.segment, bdf);
-      if (below <= busOf(bdf) || below > ecam.lastBus || seen.has(below)) continue;
-      seen.add(below);
-      scan(below, device);
-    }
-  };
-  scan(ecam.startBus, null);
 }
 
 function isUnchanged(device: PciDevice, record: FunctionRecord): boolean {
@@ -103,7 +89,7 @@ function settle(
   const command = device.configRead(PCI_COMMAND, 2);
   device.changeCommand(0, PCI_COMMAND_MEMORY | PCI_COMMAND_MASTER);
   device.shapes = barShapes(device.barRegisters(), probeBarSizes(access, segment, bdf, isBridge));
-  device.readBars();
+  device.takeBars(device.barRegisters());
   for (const shape of device.shapes) {
     const free = freeFor(firmware, devices, device, shape);
     const held = device.bars.find((bar) => bar.index === shape.index);
@@ -111,7 +97,7 @@ function settle(
     const address = free.alloc(shape.sizeBytes, shape.sizeBytes);
     if (address === null) warnings.push(`${device.name}: no address for BAR ${shape.index}`);
     writeBar(access, segment, bdf, shape, address ?? 0);
-    device.readBars();
+    device.takeBars(device.barRegisters());
   }
   if (device.shapes.length > 0 && device.bars.length === device.shapes.length)
     device.changeCommand(PCI_COMMAND_MEMORY, 0);

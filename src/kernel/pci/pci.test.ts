@@ -73,6 +73,11 @@ type Plug = { bars: readonly BarSpec[]; options?: EndpointOptions } | { below: r
 
 const NIC: Plug = { bars: [BAR_NIC] };
 
+/** Only behind a bridge to conventional PCI is there more than one device. */
+function portTypeFor(below: readonly Plug[]): number | undefined {
+  return below.length > 1 ? reg.PCI_EXP_TYPE_PCI_BRIDGE : undefined;
+}
+
 interface HardwareOptions {
   lastBus?: number;
   windows?: { start: number; lengthBytes: number }[];
@@ -114,7 +119,7 @@ function hardware(segments: readonly (readonly Plug[])[], options: HardwareOptio
     const plugIn = (list: readonly Plug[], parent: PciBridge | null) => {
       for (const [device, plug] of list.entries()) {
         const slot = { parent, device, function: 0 };
-        if ("below" in plug) plugIn(plug.below, fabric.addBridge(slot));
+        if ("below" in plug) plugIn(plug.below, fabric.addBridge(slot, portTypeFor(plug.below)));
         else {
           const make = (dma: DmaPort) => {
             const model = new Probe(dma, plug.bars, models.length + 1);
@@ -476,7 +481,7 @@ test("capability() survives a list that is a circle", () => {
   const { core } = coldBoot(hw);
   const real = hw.mmio.read;
   const circle = at(core, 0);
-  hw.mmio.read = (pa, size) => ((pa & 0xfff) === 0xd1 && size === 1 ? 0xd0 : real(pa, size));
+  hw.mmio.read = (pa, size) => ((pa & 0xfff) === 0xd0 ? 0xd005 : real(pa, size));
   assert.equal(circle.capability(reg.PCI_CAP_ID_EXP), 0);
   assert.notEqual(circle.capability(reg.PCI_CAP_ID_MSI), 0);
 });
@@ -615,8 +620,8 @@ test("quiesceOthers() stops what is not preserved and still masters the bus, and
   assert.deepEqual(next.core.quiesceOthers(), [
     "0000:00:00.0",
     "0000:00:02.0",
-    "0000:03:00.0",
     "0001:00:00.0",
+    "0000:03:00.0",
   ]);
   assert.deepEqual(dma(), [false, true, true, false, false]);
   assert.equal(hw.writes.length, 4, "nothing else is written");
@@ -697,6 +702,33 @@ test("quiesceAll() stops all DMA, whatever the bridges are programmed to", () =>
   at(core, 0x108).configWrite(reg.PCI_PRIMARY_BUS, 4, 0x3f0101);
   quiesceAll(hw);
   for (const { dma } of hw.models) assert.equal(dma.write(0x1000, Uint8Array.of(1)), false);
+});
+
+test("a boot after an update looks at each device number once, and below a link at device 0 alone", () => {
+  // Root ports with a device and with nothing, and a bridge to a bus that may have 32.
+  const hw = hardware([[[NIC], [NIC], [], [NIC, NIC]].map((below) => ({ below }))]);
+  const { core, pages, data } = update(hw);
+  core.shutdown();
+  const looks: number[] = [];
+  const { read } = hw.mmio;
+  hw.mmio.read = (pa, size) => {
+    const { base } = hw.firmware.ecams[0];
+    if (pa % 4096 === reg.PCI_VENDOR_ID) looks.push((pa - base) / 4096);
+    return read(pa, size);
+  };
+  const next = boot(hw, pages);
+  const state = next.core.flb.decode(next.pages.incoming, data, "flb");
+  looks.length = 0;
+  next.core.quiesceOthers();
+  next.core.flb.adopt(state);
+  next.core.enumerate();
+  const all = (bus: number) =>
+    Array.from({ length: 32 }, (_, device) => (bus << 8) | (device << 3));
+  const expected = [...all(0), 0x100, 0x200, 0x300, ...all(4)];
+  assert.deepEqual(
+    looks.sort((a, b) => a - b),
+    expected.sort((a, b) => a - b),
+  );
 });
 
 // --- Failures ---

@@ -32,6 +32,7 @@ import { type IncomingFunctions, type PciFunction, type PciRoot, pciName } from 
 import { decodeFunctions, type HandedOverPci, writeFunctions } from "./handed-over.ts";
 import { inherit } from "./inherit.ts";
 import { quiesceOthers } from "./quiesce.ts";
+import { type NumberedFunction, scanAsNumbered } from "./scan.ts";
 
 export interface PciDependencies {
   readonly machine: Pick<Machine, "memory" | "mmio" | "firmware">;
@@ -45,6 +46,7 @@ export class PciCore implements PciRoot {
   #devices: readonly PciDevice[] = [];
   #warnings: readonly string[] = [];
   #isEnumerated = false;
+  #scanned: readonly NumberedFunction[] | null = null;
   #incoming: AskedFunctions | null = null;
   /** The handover's record of this kernel, while any file that needs it is preserved. */
   #outgoing: { readonly pa: number; readonly lengthBytes: number } | null = null;
@@ -62,8 +64,15 @@ export class PciCore implements PciRoot {
   quiesceOthers(): readonly string[] {
     return quiesceOthers(
       this.#access,
+      this.#numbered,
       (segment, bdf) => this.#incoming?.isPreserved(segment, bdf) ?? false,
     );
+  }
+
+  /** All functions as the previous kernel has numbered them. */
+  get #numbered(): readonly NumberedFunction[] {
+    this.#scanned ??= this.#access.ecams.flatMap((ecam) => scanAsNumbered(this.#access, ecam));
+    return this.#scanned;
   }
 
   /** Finds and sets up all functions, unless adoption of a handover has found them already. Once at boot. */
@@ -170,7 +179,7 @@ export class PciCore implements PciRoot {
   #adopt(state: HandedOverPci): void {
     const { records, machine } = this.#deps;
     assert(!this.#isEnumerated, "a handover is adopted before anything is enumerated");
-    this.#take(inherit(this.#access, machine.firmware, state.records));
+    this.#take(inherit(this.#access, machine.firmware, this.#numbered, state.records));
     // Every word of it is in `state`.
     records.release(state.pa, state.lengthBytes);
   }

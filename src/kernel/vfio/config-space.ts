@@ -40,10 +40,12 @@ export class ConfigSpace {
   readonly sizeBytes: number;
   readonly #pci: PciFunction;
   readonly #reset: () => void;
-  /** The user's BARs, and which bits of each can be set. */
-  readonly #bars = new Uint32Array(PCI_STD_NUM_BARS);
+  /** The user's BARs, which begin as the real ones, and which bits of each can be set. */
+  readonly #bars: Uint32Array;
   readonly #barBits = new Uint32Array(PCI_STD_NUM_BARS);
-  #interruptLine: number;
+  #memoryEnabled: boolean;
+  /** Null: the user has not set it. */
+  #interruptLine: number | null = null;
   #intxDisable = 0;
 
   /** @param reset - what a function level reset that the user starts does */
@@ -52,8 +54,7 @@ export class ConfigSpace {
     this.#reset = reset;
     this.sizeBytes =
       pci.capability(PCI_CAP_ID_EXP) !== 0 ? PCI_CFG_SPACE_EXP_SIZE : CONVENTIONAL_CFG_SIZE;
-    for (let i = 0; i < PCI_STD_NUM_BARS; i++)
-      this.#bars[i] = pci.configRead(PCI_BASE_ADDRESS_0 + 4 * i, 4);
+    this.#bars = Uint32Array.from(pci.rawBars);
     for (const bar of pci.bars) {
       this.#barBits[bar.index] = ~(((bar.sizeBytes - 1) % 2 ** 32) | PCI_BASE_ADDRESS_MEM_FLAGS);
       if (bar.is64) {
@@ -62,12 +63,12 @@ export class ConfigSpace {
         this.#barBits[bar.index + 1] = ~sizeHigh;
       }
     }
-    this.#interruptLine = pci.configRead(PCI_INTERRUPT_LINE, 1);
+    this.#memoryEnabled = (pci.configRead(PCI_COMMAND, 2) & PCI_COMMAND_MEMORY) !== 0;
   }
 
-  /** Whether the function decodes accesses to its BARs. */
+  /** Whether the function decodes accesses to its BARs: nobody changes that but by {@link write}. */
   get memoryEnabled(): boolean {
-    return (this.#pci.configRead(PCI_COMMAND, 2) & PCI_COMMAND_MEMORY) !== 0;
+    return this.#memoryEnabled;
   }
 
   /** @param offset - a multiple of `size`, within the space */
@@ -79,7 +80,8 @@ export class ConfigSpace {
     else {
       dword = this.#pci.configRead(aligned, 4);
       if (aligned === PCI_COMMAND) dword = (dword & ~PCI_COMMAND_INTX_DISABLE) | this.#intxDisable;
-      if (aligned === PCI_INTERRUPT_LINE) dword = (dword & ~0xff) | this.#interruptLine;
+      if (aligned === PCI_INTERRUPT_LINE && this.#interruptLine !== null)
+        dword = (dword & ~0xff) | this.#interruptLine;
     }
     const value = dword >>> (8 * (offset % 4));
     return size === 4 ? value : value & (size === 2 ? 0xffff : 0xff);
@@ -125,7 +127,9 @@ export class ConfigSpace {
     // DMA ends before, and begins after, everything else that the write asks for.
     if (changesMaster && !master) this.#pci.setBusMaster(false);
     const old = this.#pci.configRead(PCI_COMMAND, 2);
-    this.#pci.configWrite(PCI_COMMAND, 2, (old & ~writable) | (command & writable));
+    const changed = (old & ~writable) | (command & writable);
+    this.#pci.configWrite(PCI_COMMAND, 2, changed);
+    this.#memoryEnabled = (changed & PCI_COMMAND_MEMORY) !== 0;
     if (changesMaster && master) this.#pci.setBusMaster(true);
   }
 }

@@ -38,7 +38,8 @@ import type {
 } from "../liveupdate/file-handler.ts";
 import { ConfigAccess } from "../pci/config-access.ts";
 import { PciDevice } from "../pci/device.ts";
-import { type PciFunction, type PciRoot, pciName } from "../pci/function.ts";
+import { type PciRoot, pciName } from "../pci/function.ts";
+import { findFunction } from "../pci/scan.ts";
 import type { File } from "../vfs/file.ts";
 import { VfioDeviceFile } from "./cdev.ts";
 import type { VfioDevice } from "./device.ts";
@@ -61,7 +62,7 @@ export class VfioPciFileHandler implements FileHandler<DecodedVfioDevice> {
   /** Finds functions before the PCI core has any: decoders run first. */
   readonly #config: ConfigAccess;
   /** Functions that one handover has named so far. */
-  readonly #decoded = new WeakMap<IncomingMemory, PciFunction[]>();
+  readonly #decoded = new WeakMap<IncomingMemory, DecodedVfioDevice[]>();
 
   /** @param dependencies - `pciFlb`: the PCI root's part of a handover */
   constructor(dependencies: {
@@ -174,9 +175,10 @@ export class VfioPciFileHandler implements FileHandler<DecodedVfioDevice> {
 
     if (!this.#config.reaches(segment, bdf))
       throw new HandoverError(name("segment"), `${pciName(segment, bdf)} is on no bus here`);
-    if (!this.#config.exists(segment, bdf))
+    const found = findFunction(this.#config, segment, bdf);
+    if (found === null)
       throw new HandoverError(name("bdf"), `${pciName(segment, bdf)} does not answer`);
-    const pci = new PciDevice(this.#config, segment, bdf, null);
+    const pci = new PciDevice(this.#config, found, null);
     if (pci.isBridge) throw new HandoverError(name("bdf"), `${pci.name} is a bridge`);
     const decoded = this.#decoded.get(incoming) ?? [];
     if (decoded.some((other) => other.segment === segment && other.bdf === bdf))
@@ -185,18 +187,19 @@ export class VfioPciFileHandler implements FileHandler<DecodedVfioDevice> {
       throw new HandoverError(name("vendor_id"), `the device's is ${hex(pci.vendorId)}`);
     if (ser.device_id !== pci.deviceId)
       throw new HandoverError(name("device_id"), `the device's is ${hex(pci.deviceId)}`);
+    const vector = enabledMsiVector(pci);
     const has = (flag: number) => (ser.flags & flag) !== 0;
     if (
       has(VFIO_PCI_NOIOMMU) === this.#vfio.iommu.isTranslated(pci) ||
-      has(VFIO_PCI_MSI_ENABLED) !== (enabledMsiVector(pci) !== 0)
+      has(VFIO_PCI_MSI_ENABLED) !== (vector !== 0)
     )
       throw new HandoverError(name("flags"), `${hex(ser.flags)} do not match the device`);
-    if (ser.msi_vector !== enabledMsiVector(pci))
-      throw new HandoverError(name("msi_vector"), `the device's is ${enabledMsiVector(pci)}`);
+    if (ser.msi_vector !== vector)
+      throw new HandoverError(name("msi_vector"), `the device's is ${vector}`);
     for (const other of decoded)
-      if (ser.msi_vector !== 0 && enabledMsiVector(other) === ser.msi_vector)
+      if (vector !== 0 && other.ser.msi_vector === vector)
         throw new HandoverError(name("msi_vector"), `${ser.msi_vector} is another device's too`);
-    this.#decoded.set(incoming, [...decoded, pci]);
+    this.#decoded.set(incoming, [...decoded, device]);
     return device;
   }
 

@@ -79,8 +79,12 @@ describe("validateConfig()", () => {
         model: "root-port",
         device: 4,
         function: 0,
-        children: [{ ...edu, rmrrBytes: 4096 }],
+        children: [{ ...edu, device: 0, rmrrBytes: 4096 }],
       }),
+    ],
+    [
+      "below a root port there is device 0 alone",
+      withSlots({ model: "root-port", device: 4, function: 0, children: [{ ...edu, device: 1 }] }),
     ],
     [
       "a root port is only on bus 0",

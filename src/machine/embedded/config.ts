@@ -149,6 +149,8 @@ function checkBus(
     const devfn = (slot.device << 3) | slot.function;
     if (taken.has(devfn)) invalid(at, `${slot.device}.${slot.function} is taken`);
     taken.add(devfn);
+    if (!isRootBus && slot.device !== 0)
+      invalid(`${at}.device`, `${slot.device}; below a root port there is device 0 alone`);
     if (slot.model === "root-port") {
       if (!isRootBus) invalid(at, "a root port is only on bus 0");
       checkBus(slot.children, `${at}.children`, false, nicNames);

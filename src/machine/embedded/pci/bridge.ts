@@ -16,7 +16,6 @@ import {
   PCI_DEVICE_ID,
   PCI_EXP_TYPE_DOWNSTREAM,
   PCI_EXP_TYPE_ROOT_PORT,
-  PCI_EXP_TYPE_UPSTREAM,
   PCI_HEADER_TYPE,
   PCI_HEADER_TYPE_BRIDGE,
   PCI_INTERRUPT_LINE,
@@ -45,9 +44,12 @@ export class PciBridge extends FabricFunction implements FabricBus {
   #memory: BridgeWindow | null = null;
   #prefetchable: BridgeWindow | null = null;
 
-  /** @param depth - bridges above it: 0 makes a root port, then switch ports up and down in turn */
-  constructor(bus: FabricBus, devfn: number, depth: number) {
+  readonly #portType: number;
+
+  /** @param portType - PCI_EXP_TYPE_* of a bridge */
+  constructor(bus: FabricBus, devfn: number, portType: number) {
     super(bus, devfn);
+    this.#portType = portType;
     const config = this.config;
     config.define(PCI_VENDOR_ID, 2, ROOT_PORT_VENDOR);
     config.define(PCI_DEVICE_ID, 2, ROOT_PORT_DEVICE);
@@ -65,8 +67,13 @@ export class PciBridge extends FabricFunction implements FabricBus {
     config.define(PCI_CAPABILITY_LIST, 1, EXP_CAPABILITY);
     config.define(PCI_INTERRUPT_LINE, 1, 0, 0xff);
     config.define(PCI_BRIDGE_CONTROL, 2, 0, PCI_BRIDGE_CTL_BUS_RESET);
-    this.defineExpress(portType(depth), 0);
+    this.defineExpress(portType, 0);
     this.#update();
+  }
+
+  /** Whether the bus below is a link: with the device at its other end, whose number is 0. */
+  get hasLink(): boolean {
+    return this.#portType === PCI_EXP_TYPE_ROOT_PORT || this.#portType === PCI_EXP_TYPE_DOWNSTREAM;
   }
 
   /** Number of the bus below. */
@@ -140,9 +147,4 @@ export class PciBridge extends FabricFunction implements FabricBus {
 
 function covers(window: BridgeWindow | null, address: number): boolean {
   return window !== null && window.start <= address && address <= window.last;
-}
-
-function portType(depth: number): number {
-  if (depth === 0) return PCI_EXP_TYPE_ROOT_PORT;
-  return depth % 2 === 1 ? PCI_EXP_TYPE_UPSTREAM : PCI_EXP_TYPE_DOWNSTREAM;
 }

@@ -10,7 +10,13 @@
  * Source: PCI Express Base 5.0 §7.2.2 (ECAM); PCI-to-PCI Bridge 1.2 §4 (routing)
  * @module
  */
-import { PCI_CFG_SPACE_EXP_SIZE, PCI_DEVFNS_PER_BUS } from "../../../abi/pci.ts";
+import {
+  PCI_CFG_SPACE_EXP_SIZE,
+  PCI_DEVFNS_PER_BUS,
+  PCI_EXP_TYPE_DOWNSTREAM,
+  PCI_EXP_TYPE_ROOT_PORT,
+  PCI_EXP_TYPE_UPSTREAM,
+} from "../../../abi/pci.ts";
 import { assert } from "../../../base/assert.ts";
 import type { Ecam, MemoryRange } from "../../machine.ts";
 import type { MmioRegion } from "../hardware.ts";
@@ -39,7 +45,6 @@ export interface Slot {
 export class PciFabric {
   readonly #options: FabricOptions;
   readonly #root: FabricBus;
-  readonly #depth = new Map<FabricBus, number>();
 
   constructor(options: FabricOptions) {
     this.#options = options;
@@ -48,7 +53,6 @@ export class PciFabric {
       forwardsUpstream: true,
       functions: new Map(),
     };
-    this.#depth.set(this.#root, 0);
   }
 
   /** Plugs a device in, in power-on state. */
@@ -59,13 +63,15 @@ export class PciFabric {
     return endpoint;
   }
 
-  /** Puts a bridge in: a root port on the root bus, else a switch port. Its bus numbers are 0: nothing is below yet. */
-  addBridge(slot: Slot): PciBridge {
+  /**
+   * Puts a bridge in. Its bus numbers are 0: nothing is below yet.
+   *
+   * @param portType - PCI_EXP_TYPE_*; by default a root port on the root bus, an upstream port on a link, else a downstream
+   *   port
+   */
+  addBridge(slot: Slot, portType = defaultPortType(slot)): PciBridge {
     const bus = slot.parent ?? this.#root;
-    const depth = this.#depth.get(bus);
-    assert(depth !== undefined, "the parent bridge is of this fabric");
-    const bridge = new PciBridge(bus, devfnOf(slot), depth);
-    this.#depth.set(bridge, depth + 1);
+    const bridge = new PciBridge(bus, devfnOf(slot), portType);
     plug(bus, bridge);
     return bridge;
   }
@@ -144,7 +150,14 @@ function plug(bus: FabricBus, added: FabricFunction): void {
       zero.markMultifunction();
 }
 
+function defaultPortType({ parent }: Slot): number {
+  if (parent === null) return PCI_EXP_TYPE_ROOT_PORT;
+  return parent.hasLink ? PCI_EXP_TYPE_UPSTREAM : PCI_EXP_TYPE_DOWNSTREAM;
+}
+
 function devfnOf(slot: Slot): number {
+  const { parent } = slot;
+  assert(parent === null || !parent.hasLink || slot.device === 0, "a link has device 0 alone");
   assert(slot.device >= 0 && slot.device < 32, `device ${slot.device}`);
   assert(slot.function >= 0 && slot.function < 8, `function ${slot.function}`);
   return (slot.device << 3) | slot.function;
