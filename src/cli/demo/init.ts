@@ -6,17 +6,12 @@
  * @module
  */
 
-import { E1000E_DEVICE_ID, E1000E_VENDOR_ID } from "../../abi/e1000e.ts";
 import { LINUX_REBOOT_CMD_POWER_OFF } from "../../abi/uapi/reboot.ts";
 import { Agent } from "../../agent/agent.ts";
-import type { Journal } from "../../agent/journal.ts";
-import { assert } from "../../base/assert.ts";
-import { isKernelError, KernelError } from "../../base/errno.ts";
+import { KernelError } from "../../base/errno.ts";
 import type { Host } from "../../host/host.ts";
 import { readTextFile } from "../../host/read-file.ts";
-import { listVfioDevices } from "../../host/vfio-devices.ts";
-import { bootNicGuest } from "../../vmm/nic-guest.ts";
-import { VirtualMachine } from "../../vmm/virtual-machine.ts";
+import type { VirtualMachine } from "../../vmm/virtual-machine.ts";
 import {
   type DemoEvent,
   type DemoPlan,
@@ -24,14 +19,11 @@ import {
   type Leaks,
   planFromCommandLine,
 } from "./events.ts";
+import { createGuests, mountGuestStore, restoreGuests } from "./guests.ts";
 
-const STORE = "guests";
-const MOUNT_POINT = "/mnt/guests";
 const DEBUG = "/sys/kernel/debug/holdfast";
 /** Sleep between steps when no guest has work. */
 const IDLE_NS = 200_000;
-/** Steps of all guests between two steps of the restoration that are off the critical path. */
-const STEPS_BETWEEN = 16;
 /** How long the rings may take to run dry at the end; what is left then is told as lost. */
 const DRAIN_NS = 2_000_000_000;
 
@@ -46,8 +38,22 @@ export function demoInit(host: Host): never {
   const taken = Agent.takeOver(host, observe);
   const agent = taken?.agent ?? Agent.start(host, observe);
   say({ event: "boot", release: host.release, update: agent.updates, atNs });
-  mountStore(host);
-  const vms = taken === null ? createVms(host, plan) : restoreVms(host, agent, taken.journal, say);
+  mountGuestStore(host);
+  const vms =
+    taken === null
+      ? createGuests(host, plan)
+      : restoreGuests(host, agent, taken.journal, {
+          running: (vm, blackoutNs) =>
+            say({
+              event: "restored",
+              update: agent.updates,
+              vm: vm.name,
+              blackoutNs,
+              guestBytesCopied: vm.guestBytesMoved,
+            }),
+          failed: ({ vm, phase, error }) =>
+            say({ event: "failure", update: agent.updates, vm, phase, message: error.message }),
+        });
   sayHandover(host, agent, say);
 
   const image = plan.images[(agent.updates + 1) % plan.images.length];
@@ -72,77 +78,6 @@ export function demoInit(host: Host): never {
     }
   }
   return finishDemo(host, vms, agent.updates, say);
-}
-
-function mountStore(host: Host): void {
-  try {
-    host.mkdir(MOUNT_POINT);
-  } catch (error) {
-    if (!isKernelError(error, "EEXIST")) throw error;
-  }
-  host.mount(STORE, MOUNT_POINT, "memfs", "");
-}
-
-function createVms(host: Host, plan: DemoPlan): VirtualMachine[] {
-  const nics = listVfioDevices(host).filter(
-    (d) => d.vendorId === E1000E_VENDOR_ID && d.deviceId === E1000E_DEVICE_ID,
-  );
-  if (nics.length < plan.vms)
-    throw new KernelError("ENODEV", "demo", `${nics.length} NICs for ${plan.vms} VMs`);
-  return nics.slice(0, plan.vms).map((nic, i) =>
-    VirtualMachine.create(
-      host,
-      {
-        name: `vm${i}`,
-        memoryPath: `${MOUNT_POINT}/vm${i}`,
-        memoryBytes: plan.memoryBytes,
-        devicePath: nic.path,
-        noiommu: false,
-      },
-      bootNicGuest,
-    ),
-  );
-}
-
-function restoreVms(
-  host: Host,
-  agent: Agent,
-  journal: Journal,
-  say: (event: DemoEvent) => void,
-): VirtualMachine[] {
-  const { updates } = agent;
-  const { vms, failures } = agent.restore(journal, {
-    open: (session) => VirtualMachine.restore(host, session, bootNicGuest),
-    running: (vm, blackoutNs) => {
-      assert(blackoutNs !== null, "the machine's clock goes on through a kexec");
-      say({
-        event: "restored",
-        update: updates,
-        vm: vm.name,
-        blackoutNs,
-        guestBytesCopied: vm.guestBytesMoved,
-      });
-    },
-    runOthers: (running) => {
-      for (let i = 0; i < STEPS_BETWEEN; i++) for (const vm of running) vm.step();
-    },
-  });
-  for (const { vm, phase, error } of failures) {
-    say({ event: "failure", update: updates, vm, phase, message: error.message });
-    // Nobody will ask for it again: the host goes on without it.
-    if (phase === "restore") giveUp(agent, vm);
-  }
-  return [...vms];
-}
-
-/** Frees what the session of a VM holds that could not be restored. */
-function giveUp(agent: Agent, vm: string): void {
-  try {
-    agent.restoration?.abandon(vm);
-  } catch (error) {
-    // The failure is told already; its session stays, and with it what it holds.
-    if (!(error instanceof KernelError)) throw error;
-  }
 }
 
 function runFor(
