@@ -1,19 +1,33 @@
 /**
  * The `holdfast` command.
  *
- * Exit status: 0 success; 1 the work failed; 2 the command line is wrong; 130, 143 interrupted.
+ * Exit status: 0 success; 1 the work failed; 2 the command line is wrong; 3 no agent to talk to; 130, 143 interrupted.
  * @module
  */
 import type { Command } from "./command.ts";
 import { demo } from "./demo/command.ts";
 import { diff } from "./diff.ts";
 import { inspect } from "./inspect.ts";
+import { plan } from "./plan.ts";
 import { reach } from "./reach.ts";
+import { restore } from "./restore.ts";
+import { status } from "./status.ts";
+import { update } from "./update.ts";
 import { UsageError } from "./usage-error.ts";
 import { verify } from "./verify.ts";
 import { version } from "./version.ts";
 
-const COMMANDS: readonly Command[] = [demo, inspect, verify, diff, reach];
+const COMMANDS: readonly Command[] = [
+  demo,
+  status,
+  plan,
+  update,
+  restore,
+  inspect,
+  verify,
+  diff,
+  reach,
+];
 
 function usage(): string {
   const width = Math.max(...COMMANDS.map((c) => c.name.length));

@@ -1,8 +1,9 @@
 /** The demo as a person watches it: lines as things happen, a table at the end. @module */
 import { formatBytes } from "../../base/units.ts";
+import { columns, phaseLine } from "../text.ts";
 import type { DemoEvent } from "./events.ts";
 import type { FramesInJump } from "./machines.ts";
-import { type JumpTimes, toMs, type Verdict } from "./result.ts";
+import type { JumpTimes, Verdict } from "./result.ts";
 
 /** Turns what happens, in order, into lines for a person. */
 export class Narrator {
@@ -58,11 +59,6 @@ export class Narrator {
   }
 }
 
-function phaseLine(name: string, durationNs: number, remark = ""): string {
-  const ms = toMs(durationNs).toFixed(2).padStart(9);
-  return `  ${name.padEnd(9)} ${ms} ms  ${remark}`.trimEnd();
-}
-
 /** The final table. */
 export function table({ result, transmitted, problems, notes }: Verdict): string {
   const rows = [
@@ -93,17 +89,7 @@ export function table({ result, transmitted, problems, notes }: Verdict): string
       vm.blackoutMs.map((value) => value.toFixed(1)).join(" "),
     ]),
   ];
-  const widths = rows[0].map((_, column) => Math.max(...rows.map((row) => row[column].length)));
-  const lines = rows.map((row) =>
-    row
-      .map((cell, column) =>
-        column === 0 || column === row.length - 1
-          ? cell.padEnd(widths[column])
-          : cell.padStart(widths[column]),
-      )
-      .join("  ")
-      .trimEnd(),
-  );
+  const lines = columns(rows, (column) => column > 0 && column < rows[0].length - 1);
   const { leaks, handover } = result;
   lines.push(
     "",
