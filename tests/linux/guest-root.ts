@@ -12,21 +12,41 @@ import {
   copyFileSync,
   existsSync,
   mkdirSync,
+  mkdtempSync,
   readdirSync,
   readFileSync,
+  rmSync,
   writeFileSync,
 } from "node:fs";
+import { tmpdir } from "node:os";
 import { dirname, join } from "node:path";
 import { type CpioEntry, encodeCpio } from "../../scripts/linux/cpio.ts";
 import { repositoryRoot } from "../../scripts/linux/kernel-cache.ts";
-import { PROGRAM_ARCHIVE, PROGRAM_FOLDER } from "./guest/orders.ts";
+import { PROGRAM_FOLDER } from "./guest/orders.ts";
 
 /** Path of the first process, for the kernel's command line. */
 export const INIT_PATH = "/init";
-/** The same where the first process comes from. */
-const LIBRARY_FOLDER = "/lib/program";
 /** Where the first process mounts something. */
-const MOUNT_POINTS = ["dev", "proc", "sys", "run", "tmp", PROGRAM_FOLDER];
+const MOUNT_POINTS = ["dev", "proc", "sys", "run", "tmp"];
+
+/**
+ * All files of the program, by path, in one: reading hundreds of them out of the root takes seconds in every boot. They
+ * are unpacked into /dev, which the kernel has in memory before anything is mounted.
+ */
+const PROGRAM_ARCHIVE = "/lib/program.json";
+const NOT_IN_GUEST = /\.test\.js$/;
+const INIT = `#!/bin/node
+const { mkdirSync, readFileSync, writeFileSync } = require("node:fs");
+const { dirname } = require("node:path");
+const made = new Set();
+for (const [path, content] of JSON.parse(readFileSync("${PROGRAM_ARCHIVE}", "utf8"))) {
+  const folder = dirname(path);
+  if (!made.has(folder)) mkdirSync(folder, { recursive: true });
+  made.add(folder);
+  writeFileSync(path, content);
+}
+import("${PROGRAM_FOLDER}/tests/linux/guest/init.js");
+`;
 
 /**
  * @param folder - existing and empty
@@ -38,16 +58,8 @@ export function writeGuestRoot(folder: string): void {
   for (const library of librariesOf(process.execPath)) copy(library, join(folder, library));
   for (const name of ["koffi", "@koromix/koffi-linux-x64"])
     copyPackage(join("node_modules", name), folder);
-  const library = join(folder, LIBRARY_FOLDER);
-  compile(root, library);
-  copy(join(root, "package.json"), join(library, "package.json"));
-  const init = `#!/bin/node\nimport("${LIBRARY_FOLDER}/tests/linux/guest/init.js");\n`;
-  writeFileSync(join(folder, INIT_PATH), init, { mode: 0o755 });
-  const files = filesBelow(library).map((path) => [
-    path,
-    readFileSync(join(library, path), "utf8"),
-  ]);
-  writeFileSync(join(folder, PROGRAM_ARCHIVE), JSON.stringify(Object.fromEntries(files)));
+  writeFileSync(join(folder, INIT_PATH), INIT, { mode: 0o755 });
+  writeFileSync(join(folder, PROGRAM_ARCHIVE), programArchive(root));
   writeFileSync(join(folder, "etc", "passwd"), "root:x:0:0:root:/tmp:/bin/node\n");
   writeFileSync(join(folder, "etc", "group"), "root:x:0:\nholdfast:x:990:\n");
 }
@@ -63,15 +75,27 @@ export function emptyInitramfs(): Uint8Array {
   return encodeCpio(entries);
 }
 
-/** Without a check of types, which is `npm run check`'s work: half a second. */
-function compile(root: string, target: string): void {
-  const tsc = join(root, "node_modules", "typescript", "bin", "tsc");
-  const project = ["-p", join(root, "tsconfig.json"), "--outDir", target, "--noCheck"];
-  const once = ["--incremental", "false", "--tsBuildInfoFile", "null"];
-  const { status, stdout } = spawnSync(process.execPath, [tsc, ...project, ...once], {
-    encoding: "utf8",
-  });
-  if (status !== 0) throw new Error(`the guest's program does not compile: ${stdout}`);
+/** Compiles the repository, without a check of types, which is `npm run check`'s work: half a second. */
+function programArchive(root: string): string {
+  const folder = mkdtempSync(join(tmpdir(), "holdfast-program-"));
+  try {
+    const tsc = join(root, "node_modules", "typescript", "bin", "tsc");
+    const project = ["-p", join(root, "tsconfig.json"), "--outDir", folder, "--noCheck"];
+    const once = ["--incremental", "false", "--tsBuildInfoFile", "null", "--sourceMap", "false"];
+    const { status, stdout } = spawnSync(process.execPath, [tsc, ...project, ...once], {
+      encoding: "utf8",
+    });
+    // 2: a file is not TypeScript, and was written as it is: whatever loads it fails.
+    if (status !== 0 && status !== 2)
+      throw new Error(`the guest's program does not compile: ${stdout}`);
+    copy(join(root, "package.json"), join(folder, "package.json"));
+    const files = filesBelow(folder).filter((path) => !NOT_IN_GUEST.test(path));
+    return JSON.stringify(
+      files.map((path) => [join(PROGRAM_FOLDER, path), readFileSync(join(folder, path), "utf8")]),
+    );
+  } finally {
+    rmSync(folder, { recursive: true, force: true });
+  }
 }
 
 function librariesOf(program: string): string[] {

@@ -20,9 +20,9 @@ import {
   writeFileSync,
   writeSync,
 } from "node:fs";
-import { dirname, join } from "node:path";
 import { createInterface } from "node:readline";
 import { ReadStream } from "node:tty";
+import { LINUX_REBOOT_CMD_RESTART } from "../../../src/abi/uapi/reboot.ts";
 import { LinuxHost } from "../../../src/linux/linux-host.ts";
 import {
   type FileInfo,
@@ -30,8 +30,6 @@ import {
   MARK,
   type OrderLine,
   type Orders,
-  PROGRAM_ARCHIVE,
-  PROGRAM_FOLDER,
   type Program,
   type RunningProcess,
   SERVICES_PATH,
@@ -47,8 +45,6 @@ host.mount("sysfs", "/sys", "sysfs", "");
 host.mount("debugfs", "/sys/kernel/debug", "debugfs", "");
 host.mount("tmpfs", "/tmp", "tmpfs", "");
 host.mount("tmpfs", "/run", "tmpfs", "mode=0755");
-host.mount("tmpfs", PROGRAM_FOLDER, "tmpfs", "mode=0755");
-unpackProgram();
 
 // Two descriptors: the terminal that Node reads does not block, and a write must.
 const input = new ReadStream(openSync(SERIAL_LINE, "r+"));
@@ -89,6 +85,7 @@ const orders: Orders = {
   remove: (path) => rmSync(path, { recursive: true }),
   mount: (source, target, type, options) => host.mount(source, target, type, options),
   umount: (target) => host.umount(target),
+  reset: () => host.reboot(LINUX_REBOOT_CMD_RESTART),
 };
 
 const services: readonly Service[] = existsSync(SERVICES_PATH)
@@ -106,14 +103,6 @@ tell({
 createInterface({ input }).on("line", (line) => {
   if (line.startsWith(MARK)) obey(JSON.parse(line.slice(MARK.length)));
 });
-
-function unpackProgram(): void {
-  const files: Readonly<Record<string, string>> = JSON.parse(text(PROGRAM_ARCHIVE));
-  const folders = new Set(Object.keys(files).map((path) => dirname(join(PROGRAM_FOLDER, path))));
-  for (const folder of folders) mkdirSync(folder, { recursive: true });
-  for (const [path, content] of Object.entries(files))
-    writeFileSync(join(PROGRAM_FOLDER, path), content);
-}
 
 function obey<K extends keyof Orders>({ order, do: name, with: args }: OrderLine<K>): void {
   const action = orders[name] as (...given: Parameters<Orders[K]>) => ReturnType<Orders[K]>;

@@ -15,14 +15,8 @@ export const ORDER_BYTES_MAX = 32 * 1024;
 /** Path of the list of services in the guest's root: programs that its first process starts in every boot. */
 export const SERVICES_PATH = "/etc/services.json";
 
-/** Where the compiled repository is in the guest. */
-export const PROGRAM_FOLDER = "/program";
-
-/**
- * All of its files, by path, in one: reading hundreds of files out of the root one by one takes seconds in every boot, so the
- * first process unpacks this one into memory.
- */
-export const PROGRAM_ARCHIVE = "/lib/program.json";
+/** Where the compiled repository is in the guest: in memory. */
+export const PROGRAM_FOLDER = "/dev/program";
 
 /** A program to start. */
 export interface Program {
@@ -81,6 +75,8 @@ export interface Orders {
   remove(path: string): void;
   mount(source: string, target: string, type: string, options: string): void;
   umount(target: string): void;
+  /** Ends the machine. */
+  reset(): void;
 }
 
 /** An order on the line. */
