@@ -12,9 +12,10 @@ import { parseCount, parseSize } from "../values.ts";
 import { version } from "../version.ts";
 import type { DemoEvent } from "./events.ts";
 import { checkImagePath } from "./image-saver.ts";
-import { DEMO_MACHINES, type DemoMachine, type DemoOptions, runDemo } from "./machines.ts";
+import { type DemoOptions, runDemo } from "./machines.ts";
 import { Narrator, table } from "./render.ts";
 import { FRAMES_IN_JUMPS_EXPECTED, judge } from "./result.ts";
+import { DEMO_MACHINES, type DemoMachine } from "./threaded-machine.ts";
 
 const DEFAULTS = { updates: 3, vms: 2, memory: "256M", rate: 5000 };
 /** Plus the signal's number, as shells have it. */

@@ -12,13 +12,7 @@ import { KernelError } from "../../base/errno.ts";
 import type { Host } from "../../host/host.ts";
 import { readTextFile } from "../../host/read-file.ts";
 import type { VirtualMachine } from "../../vmm/virtual-machine.ts";
-import {
-  type DemoEvent,
-  type DemoPlan,
-  type FunctionFaults,
-  type Leaks,
-  planFromCommandLine,
-} from "./events.ts";
+import { type DemoEvent, type FunctionFaults, type Leaks, planFromCommandLine } from "./events.ts";
 import { createGuests, mountGuestStore, restoreGuests } from "./guests.ts";
 
 const DEBUG = "/sys/kernel/debug/holdfast";

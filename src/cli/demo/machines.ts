@@ -7,23 +7,18 @@ import { MIB } from "../../base/units.ts";
 import { RESTORES } from "../../kernel/restores.ts";
 import { type MachineConfig, standardConfig } from "../../machine/embedded/config.ts";
 import { DeterministicMachine } from "../../machine/embedded/deterministic.ts";
-import type {
-  HardwareStatistics,
-  NicStatistics,
-} from "../../machine/embedded/hardware-statistics.ts";
-import type { Firmware, KernelImage } from "../../machine/machine.ts";
-import type { Ram } from "../../machine/physical-memory.ts";
-import { QemuMachine } from "../../machine/qemu/qemu-machine.ts";
-import { LiveMachine } from "../../machine/thread/live-machine.ts";
-import type { LiveEnd, LiveOptions } from "../../machine/thread/supervisor.ts";
+import type { NicStatistics } from "../../machine/embedded/hardware-statistics.ts";
+import type { KernelImage } from "../../machine/machine.ts";
 import { type DemoEvent, type DemoPlan, planToCommandLine } from "./events.ts";
 import { imageSaver } from "./image-saver.ts";
 import { demoKernel } from "./kernel-module.ts";
 import type { JumpTimes, NicCounts } from "./result.ts";
-
-/** Whose hardware is under the kernels. */
-export const DEMO_MACHINES = ["embedded", "qemu"] as const;
-export type DemoMachine = (typeof DEMO_MACHINES)[number];
+import {
+  blockedRequests,
+  type DemoMachine,
+  powerOn,
+  type ThreadedMachine,
+} from "./threaded-machine.ts";
 
 /** What the user asked for. */
 export interface DemoOptions {
@@ -102,9 +97,8 @@ export function runDemo(
     images: images.map((image) => `/boot/${image.name}`),
   };
   const commandLine = `liveupdate=on ${planToCommandLine(plan)}`;
-  const powerOn = isQemu ? startQemu : startEmbedded;
   return options.seed === null
-    ? runLive(powerOn, config, commandLine, options, watcher, signal)
+    ? runLive(options.machine ?? "embedded", config, commandLine, options, watcher, signal)
     : Promise.resolve(runDeterministic(config, commandLine, options.seed, options, watcher));
 }
 
@@ -123,46 +117,8 @@ function demoImages(version: string, updates: number): KernelImage[] {
   });
 }
 
-/** A machine whose kernels are threads. */
-interface ThreadedMachine {
-  readonly ram: Ram;
-  readonly firmware: Firmware;
-  nics(): readonly NicStatistics[];
-  /** By PCI segment; complete when the machine has ended. */
-  blockedRequests(): readonly number[];
-  run(image: KernelImage, commandLine: string): Promise<LiveEnd>;
-  close(): Promise<void>;
-}
-
-type PowerOn = (config: MachineConfig, options: LiveOptions) => Promise<ThreadedMachine>;
-
-const startQemu: PowerOn = async (config, options) => {
-  const machine = await QemuMachine.start(config, options);
-  return {
-    ram: machine.ram,
-    firmware: machine.firmware,
-    nics: () => machine.nics(),
-    // QEMU counts nothing: what its unit still has on record at the end, beside what the kernels took and told.
-    blockedRequests: () => [machine.faults.length + (machine.faultsLost ? 1 : 0)],
-    run: (image, commandLine) => machine.run(image, commandLine),
-    close: () => machine.close(),
-  };
-};
-
-const startEmbedded: PowerOn = async (config, options) => {
-  const machine = new LiveMachine(config, options);
-  return {
-    ram: machine.ram,
-    firmware: machine.firmware,
-    nics: () => machine.statistics.nics(),
-    blockedRequests: () => blockedRequests(config, machine.statistics),
-    run: (image, commandLine) => machine.run(image, commandLine),
-    close: () => machine.close(),
-  };
-};
-
 async function runLive(
-  powerOn: PowerOn,
+  kind: DemoMachine,
   config: MachineConfig,
   commandLine: string,
   { saveImage }: Pick<DemoOptions, "saveImage">,
@@ -170,7 +126,7 @@ async function runLive(
   signal: AbortSignal,
 ): Promise<DemoRun> {
   const jumps: JumpTimes[] = [];
-  const machine: ThreadedMachine = await powerOn(config, {
+  const machine: ThreadedMachine = await powerOn(kind, config, {
     onSerialLine: (line) => receiveLine(line, watcher),
     onHandover: imageSaver(saveImage ?? null, () => machine),
     onJump: (jump) => {
@@ -242,10 +198,6 @@ function countFramesInJumps(counts: () => readonly NicStatistics[]): () => Frame
       transmitted: seen.transmitted - before.transmitted,
     };
   };
-}
-
-function blockedRequests(config: MachineConfig, statistics: HardwareStatistics): number[] {
-  return config.segments.map((_, segment) => statistics.dmaFaults(segment));
 }
 
 function nicCounts(nic: NicStatistics): NicCounts {
