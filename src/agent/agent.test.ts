@@ -4,24 +4,28 @@ import { type ErrnoCode, isKernelError, KernelError } from "../base/errno.ts";
 import type { Host } from "../host/host.ts";
 import { preserveFd } from "../host/liveupdate.ts";
 import { MemfdRecord } from "../host/memfd-record.ts";
-import { DONE, type Pending, type RestoredVm } from "../vmm/managed-vm.ts";
+import type { Pending, Resource, ResourceKind, RestoredVm } from "../vmm/managed-vm.ts";
 import { Agent } from "./agent.ts";
-import { AGENT_SESSION, JOURNAL_TOKEN, type Journal, type PhaseRecord } from "./journal.ts";
+import { AGENT_SESSION, JOURNAL_TOKEN, type PhaseRecord } from "./journal.ts";
 import { FakeHost, Jumped } from "./test-rig.ts";
 
 const IMAGE = "/boot/next";
+const TARGET = { kernel: IMAGE, initrd: null, commandLine: "quiet liveupdate=on" };
 const RESTORES = ["kho-v4", "luo-v5", "memfd-v2", "toy-v1"];
 
-/** A VM of one memfd. */
+/** A VM of one memfd, and of an iommufd that it only says it has. */
 class ToyVm implements RestoredVm {
   readonly name: string;
-  readonly ownerUid = null;
+  ownerUid: number | null = null;
   readonly fake: FakeHost;
   readonly #host: Host;
   readonly fd: number;
   running = true;
+  hasIommufd = true;
   blocker: string | null = null;
-  /** What was done to it, by whom. */
+  /** What of undoing fails. */
+  stuck: "unpreserve" | "resume" | null = null;
+  /** What was begun with it. */
   readonly story: string[] = [];
 
   constructor(fake: FakeHost, name: string) {
@@ -31,32 +35,39 @@ class ToyVm implements RestoredVm {
     this.fd = this.#host.memfdCreate(name, 0);
   }
 
-  resources() {
+  resources(): Resource[] {
     const { blocker } = this;
-    const resource = {
-      kind: "state",
-      label: "toy",
-      bytes: 0,
-      compatibles: ["toy-v1"],
-      blocker,
-      essential: true,
-    } as const;
-    return [resource];
+    const state = { label: "toy", bytes: 0, compatibles: ["toy-v1"], blocker, essential: true };
+    const iommufd = { ...state, label: "chain", blocker: null, essential: false };
+    return this.hasIommufd
+      ? [
+          { kind: "state", ...state },
+          { kind: "iommufd", ...iommufd },
+        ]
+      : [{ kind: "state", ...state }];
   }
-  preserve(session: number): Pending {
+  preserve(session: number, without: readonly ResourceKind[]): Pending {
+    this.story.push(["preserve", ...without].join(" without "));
+    this.fake.vmCall(`preserve ${this.name}`);
     preserveFd(this.#host, session, this.fd, 7n);
-    return DONE;
+    return () => this.fake.vmCall(`wait for preserve ${this.name}`);
   }
   unpreserve(): void {
-    this.story.push("unpreserve");
+    this.#undo("unpreserve");
   }
   pause(): Pending {
-    this.fake.vmCall(`pause ${this.name}`);
+    this.story.push("pause");
     this.running = false;
-    return DONE;
+    this.fake.vmCall(`pause ${this.name}`);
+    return () => this.fake.vmCall(`wait for pause ${this.name}`);
   }
   resume(): void {
+    this.#undo("resume");
     this.running = true;
+  }
+  #undo(what: string): void {
+    this.fake.undone.push(`${what} ${this.name}`);
+    if (this.stuck === what) throw new KernelError("ETIMEDOUT", what, `${this.name} hangs`);
   }
   step(): boolean {
     this.fake.vmCall(`step ${this.name}`);
@@ -73,6 +84,8 @@ class ToyVm implements RestoredVm {
 /** A host with an agent and VMs, about to be updated. */
 function hostWithVms(...names: string[]) {
   const fake = new FakeHost();
+  fake.hasIommu = true;
+  fake.handlers.add("iommufd");
   fake.images.set(
     IMAGE,
     JSON.stringify({ format: 1, name: "next", release: "next-1", restores: RESTORES }),
@@ -80,7 +93,7 @@ function hostWithVms(...names: string[]) {
   const phases: PhaseRecord[] = [];
   const agent = Agent.start(fake.host, (phase) => phases.push(phase));
   const vms = names.map((name) => new ToyVm(fake, name));
-  const update = () => agent.update(vms, IMAGE, "quiet", { mine: 1 });
+  const update = () => agent.update(vms, TARGET, { userData: { mine: 1 } });
   return { fake, agent, vms, phases, update };
 }
 
@@ -99,11 +112,16 @@ const fails =
 test("update() preserves the journal and all VMs, pauses them, and jumps", () => {
   const { fake, agent, phases, update } = hostWithVms("vm0", "vm1");
   assert.throws(update, Jumped);
-  assert.equal(fake.loaded, IMAGE);
+  assert.deepEqual(fake.loaded, TARGET);
   assert.deepEqual([...fake.outgoing.keys()], [AGENT_SESSION, "vm0", "vm1"]);
   assert.deepEqual(
     fake.calls.filter((call) => call.startsWith("pause")),
     ["pause vm0", "pause vm1"],
+    "all are told to stop before any is waited for",
+  );
+  assert.deepEqual(
+    fake.calls.filter((call) => /preserve vm/.test(call)),
+    ["preserve vm0", "preserve vm1", "wait for preserve vm0", "wait for preserve vm1"],
   );
   assert.deepEqual(
     phases.map((phase) => phase.name),
@@ -113,7 +131,7 @@ test("update() preserves the journal and all VMs, pauses them, and jumps", () =>
   assert.equal(agent.updates, 1);
   // The journal is complete before the jump, and after the last pause.
   const order = fake.calls;
-  assert.ok(order.lastIndexOf("pwrite") > order.lastIndexOf("pause vm1"));
+  assert.ok(order.lastIndexOf("pwrite") > order.lastIndexOf("wait for pause vm1"));
   assert.equal(order.at(-1), "reboot");
 });
 
@@ -136,15 +154,25 @@ test("update() that fails at any call leaves the host as it was, and the VMs run
     const { openFiles } = fake;
     fake.fails = (_call, index) => (index === start + i ? "EIO" : null);
     const when = `call ${i}, ${call}`;
-    assert.throws(update, fails("EIO", /injected/), when);
+    // What the probe of the kernel meets is a reason why something cannot be preserved.
+    const isProbe =
+      call === "open /dev/iommu" || (call === "preserveFd" && i < calls.indexOf("kexecFileLoad"));
+    assert.throws(update, fails(isProbe ? "EOPNOTSUPP" : "EIO", /injected/), when);
     fake.fails = () => null;
     assert.equal(fake.outgoing.size, 0, when);
     assert.equal(fake.loaded, null, when);
     assert.equal(fake.openFiles, openFiles, when);
+    // Whatever began is undone, once and in reverse, also what was not waited for.
+    const begun = vms.flatMap(({ name, story }) => story.map((what) => `${what} ${name}`));
+    const undoing = ["resume vm1", "resume vm0", "unpreserve vm1", "unpreserve vm0"].filter(
+      (what) => begun.includes(what.replace("resume", "pause").replace("unpreserve", "preserve")),
+    );
+    assert.deepEqual(fake.undone.splice(0), undoing, when);
     assert.ok(
       vms.every((vm) => vm.running),
       when,
     );
+    for (const vm of vms) vm.story.length = 0;
     assert.deepEqual([agent.updates, agent.phases], [0, []], when);
     assert.throws(update, Jumped, `the next attempt after ${when}`);
     assert.equal(agent.updates, 1, when);
@@ -159,6 +187,88 @@ test("update() is refused with what preflight finds, before anything is loaded",
   assert.ok(!fake.calls.some((call) => call.startsWith("pause")));
   vms[1].blocker = null;
   assert.throws(update, Jumped);
+});
+
+test("update() that fails undoes all VMs, also when undoing one of them fails, and says so", () => {
+  for (const stuck of ["unpreserve", "resume"] as const) {
+    const { fake, agent, vms, update } = hostWithVms("vm0", "vm1", "vm2");
+    const { openFiles } = fake;
+    vms[1].stuck = stuck;
+    fake.fails = (call) => (call === "reboot" ? "EIO" : null);
+    assert.throws(
+      update,
+      fails("EIO", new RegExp(`injected; not undone: vm1: ${stuck}: .*vm1 hangs$`)),
+    );
+    assert.deepEqual(
+      fake.undone,
+      ["resume", "unpreserve"].flatMap((what) =>
+        ["vm2", "vm1", "vm0"].map((vm) => `${what} ${vm}`),
+      ),
+    );
+    assert.deepEqual([fake.loaded, fake.outgoing.size, fake.openFiles], [null, 0, openFiles]);
+    assert.equal(agent.updates, 0);
+  }
+});
+
+test("update() tells VMs what they are to do without", () => {
+  const { fake, agent, vms } = hostWithVms("vm0", "vm1");
+  fake.hasIommu = false;
+  assert.throws(
+    () => agent.update(vms, TARGET),
+    fails("EOPNOTSUPP", /vm0: iommufd chain: it cannot be preserved: .*without "iommufd"/),
+  );
+  assert.deepEqual(vms[0].story, []);
+  assert.throws(() => agent.update(vms, TARGET, { without: ["iommufd"] }), Jumped);
+  for (const { story } of vms) assert.deepEqual(story, ["preserve without iommufd", "pause"]);
+});
+
+test("update() writes down who owns a VM, when it stopped, and when the kernel was left", () => {
+  const { fake, vms, update } = hostWithVms("vm0", "vm1");
+  vms[1].ownerUid = 1000;
+  assert.throws(update, Jumped);
+  const journal = Agent.takeOver(fake.afterJump().host, () => {})?.journal;
+  assert.deepEqual(
+    journal?.vms.map(({ name, ownerUid }) => [name, ownerUid]),
+    [
+      ["vm0", null],
+      ["vm1", 1000],
+    ],
+  );
+  const [first, second] = journal?.vms ?? [];
+  const pause = journal?.phases.at(-1);
+  assert.ok(pause && journal.rebootAtNs !== null);
+  assert.ok(pause.startNs < first.pausedAtNs && first.pausedAtNs < second.pausedAtNs);
+  assert.ok(second.pausedAtNs < pause.endNs && pause.endNs < journal.rebootAtNs);
+});
+
+test("an update of many VMs has room for them in the journal from the start", () => {
+  const names = Array.from({ length: 1000 }, (_, i) => `${i}`.padStart(63, "n"));
+  const { fake } = jump(names);
+  const journal = Agent.takeOver(fake.host, () => {})?.journal;
+  assert.deepEqual(
+    journal?.vms.map(({ name }) => name),
+    names,
+  );
+});
+
+test("update() is refused while VMs of the last one have not come back", () => {
+  const { fake } = jump(["vm0", "vm1"]);
+  const taken = Agent.takeOver(fake.host, () => {});
+  assert.ok(taken !== null);
+  const { agent, journal } = taken;
+  const restoration = agent.beginRestoration(journal);
+  restoration.retrieve("vm0");
+  restoration.running("vm0", fake.host.clockNs());
+  const vms = [new ToyVm(fake, "vm0")];
+  assert.deepEqual(agent.preflight(vms, TARGET).blockers, [
+    "vm0: its session of the last update is not finished yet",
+    "vm1: it has not come back from the last update, and the next one would lose it: let it come back, or abandon it",
+  ]);
+  restoration.finish("vm0");
+  restoration.abandon("vm1");
+  assert.deepEqual(agent.preflight(vms, TARGET).blockers, []);
+  assert.throws(() => agent.update(vms, TARGET), Jumped);
+  assert.equal(agent.updates, 2);
 });
 
 test("takeOver() finds the journal of the agent before it, and restore() brings all VMs back", () => {
@@ -185,7 +295,7 @@ test("takeOver() finds the journal of the agent before it, and restore() brings 
       return vm;
     },
     running: (vm, blackoutNs) => {
-      assert.ok(vm.running && blackoutNs > 0);
+      assert.ok(vm.running && blackoutNs !== null && blackoutNs > 0);
       seen.push(vm.name);
     },
     runOthers: (running) => {
@@ -318,6 +428,61 @@ test("takeOver() tries again to finish the journal's session", () => {
   assert.deepEqual(fake.finished, [AGENT_SESSION]);
 });
 
+test("takeOver() finishes the journal's session only once the journal is kept elsewhere", () => {
+  const { fake } = jump(["vm0"]);
+  let kept: unknown = null;
+  const taken = Agent.takeOver(
+    fake.host,
+    () => {},
+    (journal) => {
+      kept = journal;
+      throw new KernelError("ENOSPC", "write", "the disk is full");
+    },
+  );
+  assert.ok(taken !== null);
+  assert.equal(kept, taken.journal);
+  assert.equal(taken.unkept?.code, "ENOSPC");
+  assert.deepEqual([fake.finished, fake.openSessions], [[], 1]);
+  taken.agent.keepJournal();
+  assert.deepEqual([fake.finished, fake.discarded, fake.openSessions], [[AGENT_SESSION], [], 0]);
+  taken.agent.keepJournal();
+  assert.deepEqual(fake.finished, [AGENT_SESSION]);
+});
+
+test("takeOver() tells the jump as two phases where the kernel's clock has a beginning", () => {
+  const { before, fake } = jump(["vm0"]);
+  const jumpedAtNs = fake.host.clockNs();
+  fake.bootedAtNs = jumpedAtNs + 500;
+  const seen: PhaseRecord[] = [];
+  const taken = Agent.takeOver(fake.host, (phase) => seen.push(phase));
+  assert.deepEqual(
+    seen.map(({ update, name }) => [update, name]),
+    [
+      [1, "reboot"],
+      [1, "boot"],
+    ],
+  );
+  const [reboot, boot] = seen;
+  assert.ok(reboot.startNs === taken?.journal.rebootAtNs && reboot.startNs < jumpedAtNs);
+  assert.deepEqual([reboot.endNs, boot.startNs], [fake.bootedAtNs, fake.bootedAtNs]);
+  assert.ok(boot.endNs > boot.startNs);
+  assert.deepEqual(taken?.agent.phases, [...before.phases, reboot, boot]);
+
+  // A clock that began anew says nothing about the jump.
+  const { fake: other } = jump(["vm0"]);
+  other.bootedAtNs = 1;
+  Agent.takeOver(other.host, () => assert.fail("no phase"));
+});
+
+test("start() goes on from the journal that an agent before it has kept", () => {
+  const { fake } = jump(["vm0"]);
+  const journal = Agent.takeOver(fake.host, () => {})?.journal;
+  assert.ok(journal);
+  const other = new FakeHost();
+  const agent = Agent.start(other.host, () => {}, journal);
+  assert.deepEqual([agent.updates, agent.phases], [1, journal.phases]);
+});
+
 test("takeOver() returns null, and holds nothing, when no agent left a journal", () => {
   const fake = new FakeHost();
   assert.equal(
@@ -340,7 +505,7 @@ test("takeOver() fails when there is no /dev/liveupdate or when it is taken", ()
 /** The next kernel, with a journal that somebody has changed. */
 function jumpWithJournal(change: (bytes: Uint8Array) => void): FakeHost {
   const { fake } = jump(["vm0"]);
-  const file = fake.incoming.get(AGENT_SESSION)?.get(JOURNAL_TOKEN);
+  const file = fake.incoming.get(AGENT_SESSION)?.files.get(JOURNAL_TOKEN);
   assert.ok(file);
   change(file.bytes);
   return fake;
@@ -359,22 +524,22 @@ test("takeOver() fails with EIO when the journal is damaged, and leaves nothing 
     const fake = jumpWithJournal(change);
     assert.throws(() => Agent.takeOver(fake.host, () => {}), fails("EIO"));
     assert.equal(fake.openFiles, 0);
-    assert.deepEqual(fake.finished, [], "what it could not read it did not discard");
+    assert.deepEqual([...fake.incoming.keys()], ["vm0"], "the VM is still there");
   }
 });
 
 test("takeOver() refuses a journal of a format that it does not know, by name", () => {
-  const { fake } = jump(["vm0"]);
-  const file = fake.incoming.get(AGENT_SESSION)?.get(JOURNAL_TOKEN);
-  assert.ok(file);
-  const other = new FakeHost();
-  const fd = other.host.memfdCreate("journal", 0);
   for (const [journal, message] of [
     [{ format: "holdfast-journal-v9" }, /journal\.format is "holdfast-journal-v9"/],
     [null, /journal is null/],
     [[], /journal is \[\]/],
   ] as const) {
+    const other = new FakeHost();
+    const fd = other.host.memfdCreate("journal", 0);
     MemfdRecord.create<unknown>(other.host, fd, 4096, journal);
+    const { fake } = jump(["vm0"]);
+    const file = fake.incoming.get(AGENT_SESSION)?.files.get(JOURNAL_TOKEN);
+    assert.ok(file);
     file.bytes = new Uint8Array(8192);
     other.host.pread(fd, file.bytes, 0);
     assert.throws(() => Agent.takeOver(fake.host, () => {}), fails("EIO", message));
@@ -382,7 +547,7 @@ test("takeOver() refuses a journal of a format that it does not know, by name", 
   }
 });
 
-test("takeOver() that fails at any call leaves nothing open, and does not lose the journal before it is read", () => {
+test("takeOver() that fails at any call leaves nothing open, and loses no VM", () => {
   const { fake: whole } = jump(["vm0"]);
   Agent.takeOver(whole.host, () => {});
   for (const [i, call] of whole.calls.entries()) {
@@ -393,8 +558,14 @@ test("takeOver() that fails at any call leaves nothing open, and does not lose t
     assert.throws(() => Agent.takeOver(fake.host, () => {}), fails("EIO"), call);
     assert.equal(fake.openFiles, 0, call);
     fake.fails = () => null;
-    const taken = Agent.takeOver(fake.host, () => {});
-    assert.equal((taken?.journal satisfies Journal | undefined)?.update, 1, call);
+    assert.ok(fake.incoming.has("vm0"), call);
+    // Closing a session that was retrieved ends it: there is no second look at what could not be read.
+    const isRetrieved = call === "retrieveFd" || call === "finish";
+    assert.equal(
+      Agent.takeOver(fake.host, () => {})?.journal.update,
+      isRetrieved ? undefined : 1,
+      call,
+    );
   }
 });
 
