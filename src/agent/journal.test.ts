@@ -8,9 +8,10 @@ const JOURNAL: Journal = {
   update: 3,
   fromRelease: "a-1",
   toRelease: "a-2",
+  rebootAtNs: 6,
   vms: [
-    { name: "vm0", pausedAtNs: 0 },
-    { name: "vm1", pausedAtNs: 1234.5 },
+    { name: "vm0", ownerUid: null, pausedAtNs: 0 },
+    { name: "vm1", ownerUid: 0xffff_fffe, pausedAtNs: 1234.5 },
   ],
   phases: [
     { update: 3, name: "load", startNs: 1, endNs: 1 },
@@ -42,21 +43,38 @@ test("decodeJournal() reads what an agent wrote, and leaves out what it does not
   assert.equal(decodeJournal(withField("userData", undefined)).userData, null);
 });
 
+test("decodeJournal() reads the first format, which knew neither owners nor the reboot", () => {
+  const { rebootAtNs: _, ...first } = {
+    ...JOURNAL,
+    format: "holdfast-journal-v1",
+    vms: JOURNAL.vms.map(({ name, pausedAtNs }) => ({ name, pausedAtNs })),
+  };
+  assert.deepEqual(decodeJournal(JSON.parse(JSON.stringify(first))), {
+    ...JOURNAL,
+    rebootAtNs: null,
+    vms: JOURNAL.vms.map((vm) => ({ ...vm, ownerUid: null })),
+  });
+});
+
 test("decodeJournal() fails with EIO naming the field when one is wrong", () => {
   const notCounts = [undefined, null, "3", 0, -1, 1.5, 2 ** 53, [3], true];
   const notTimes = [undefined, null, "1", -1, [1], {}, true];
+  const timesOrNull = notTimes.filter((value) => value !== null);
+  const notUids = [undefined, "0", -1, 1.5, 0xffff_ffff, [0], true];
   const notStrings = [undefined, null, 7, ["vm0"], {}];
   const notLists = [undefined, null, 1, "vm0", { length: 0 }];
   const notObjects = [null, 1, "vm0", []];
   const wrong: [path: string, values: readonly unknown[]][] = [
-    ["format", [undefined, null, 1, "", "holdfast-journal-v2"]],
+    ["format", [undefined, null, 1, "", "holdfast-journal-v3"]],
     ["update", notCounts],
     ["fromRelease", notStrings],
     ["toRelease", notStrings],
+    ["rebootAtNs", timesOrNull],
     ["vms", notLists],
     ["vms.1", notObjects],
     ["vms.0.name", [...notStrings, ""]],
     ["vms.1.name", ["vm0"]],
+    ["vms.0.ownerUid", notUids],
     ["vms.1.pausedAtNs", notTimes],
     ["phases", notLists],
     ["phases.0", notObjects],
