@@ -8,29 +8,9 @@
 import assert from "node:assert/strict";
 import { describe, test } from "node:test";
 import fc from "fast-check";
-import {
-  EDU_BUFFER,
-  EDU_DEVICE_ID,
-  EDU_DMA_CMD,
-  EDU_DMA_COUNT,
-  EDU_DMA_DST,
-  EDU_DMA_RUN,
-  EDU_DMA_SRC,
-  EDU_DMA_TO_MEMORY,
-} from "../../src/abi/edu.ts";
-import {
-  decodeFaultRecord,
-  type FaultRecord,
-  FRCD_W3_F,
-  FSTS_PFO,
-} from "../../src/abi/vtd/faults.ts";
-import {
-  FRCD_BYTES,
-  FSTS_REG,
-  GCMD_SRTP,
-  GCMD_TE,
-  RTADDR_REG,
-} from "../../src/abi/vtd/registers.ts";
+import { EDU_DEVICE_ID } from "../../src/abi/edu.ts";
+import type { FaultRecord } from "../../src/abi/vtd/faults.ts";
+import { GCMD_TE } from "../../src/abi/vtd/registers.ts";
 import {
   AW_48_BIT,
   CONTEXT_FPD,
@@ -46,8 +26,6 @@ import {
 import { SS_R, SS_W } from "../../src/abi/vtd/second-stage.ts";
 import { Prng } from "../../src/base/prng.ts";
 import { GIB, MIB, PAGE_SIZE } from "../../src/base/units.ts";
-import { RegisterInvalidation } from "../../src/kernel/iommu/invalidation.ts";
-import { UnitRegisters } from "../../src/kernel/iommu/unit-registers.ts";
 import { ConfigAccess } from "../../src/kernel/pci/config-access.ts";
 import { enumerate } from "../../src/kernel/pci/enumerate.ts";
 import type { EduConfig, MachineConfig } from "../../src/machine/embedded/config.ts";
@@ -57,6 +35,7 @@ import type { Mmio } from "../../src/machine/machine.ts";
 import { Ram } from "../../src/machine/physical-memory.ts";
 import { QemuHardware } from "../../src/machine/qemu/qemu-hardware.ts";
 import { QtestClient } from "../../src/machine/qemu/qtest.ts";
+import { EDU_ARGUMENTS, Edu, Unit } from "./devices.ts";
 import { skipReason } from "./rig.ts";
 
 const RAM_BYTES = 64 * MIB;
@@ -89,69 +68,6 @@ const CONFIG: MachineConfig = {
   installed: [],
 };
 
-/** One remapping unit, as a driver sees it. */
-class Unit {
-  readonly registers: UnitRegisters;
-  readonly #caches: RegisterInvalidation;
-
-  constructor(mmio: Mmio, base: number) {
-    this.registers = new UnitRegisters(mmio, base);
-    this.#caches = new RegisterInvalidation(this.registers);
-  }
-
-  start(rootTable: number): void {
-    this.registers.write64(RTADDR_REG, rootTable);
-    this.registers.enable(GCMD_SRTP);
-    this.flush();
-    this.registers.enable(GCMD_TE);
-  }
-
-  flush(): void {
-    this.#caches.contextGlobal();
-    this.#caches.wait();
-    this.#caches.iotlbGlobal();
-    this.#caches.wait();
-  }
-
-  /** The oldest record, which is cleared with all others. */
-  takeFault(): FaultRecord | null {
-    const { nfr, faultRecordingOffset } = this.registers.cap;
-    let first: FaultRecord | null = null;
-    for (let i = 0; i < nfr; i++) {
-      const at = faultRecordingOffset + i * FRCD_BYTES;
-      const words = [0, 4, 8, 12].map((offset) => this.registers.read32(at + offset));
-      first ??= decodeFaultRecord(words[0], words[1], words[2], words[3]);
-      if ((words[3] & FRCD_W3_F) !== 0) this.registers.write32(at + 12, FRCD_W3_F);
-    }
-    this.registers.write32(FSTS_REG, FSTS_PFO);
-    return first;
-  }
-}
-
-/** An edu of QEMU's. */
-class Edu {
-  readonly sourceId: number;
-  readonly #qtest: QtestClient;
-  readonly #bar: number;
-
-  constructor(qtest: QtestClient, sourceId: number, bar: number) {
-    this.#qtest = qtest;
-    this.sourceId = sourceId;
-    this.#bar = bar;
-  }
-
-  /** Moves 8 bytes between its buffer and a bus address. */
-  transfer(address: number, isWrite: boolean): void {
-    const qtest = this.#qtest;
-    qtest.write64(this.#bar + EDU_DMA_SRC, isWrite ? EDU_BUFFER : address);
-    qtest.write64(this.#bar + EDU_DMA_DST, isWrite ? address : EDU_BUFFER);
-    qtest.write64(this.#bar + EDU_DMA_COUNT, 8);
-    qtest.write64(this.#bar + EDU_DMA_CMD, EDU_DMA_RUN | (isWrite ? EDU_DMA_TO_MEMORY : 0));
-    for (let i = 0; (qtest.read(this.#bar + EDU_DMA_CMD, 4) & EDU_DMA_RUN) !== 0; i++)
-      assert.ok(i < 100_000, "the transfer ends");
-  }
-}
-
 interface Bench {
   readonly ram: Ram;
   readonly theirs: Unit;
@@ -160,11 +76,7 @@ interface Bench {
 
 async function withBench(use: (bench: Bench) => void): Promise<void> {
   const hardware = await QemuHardware.powerOn(CONFIG, {
-    extraArguments: [
-      ...["-global", "edu.dma_mask=0xffffffffffffffff"],
-      // Virtual time goes to the next timer at once: a transfer takes 100 ms of it.
-      ...["-icount", "shift=0,sleep=off"],
-    ],
+    extraArguments: EDU_ARGUMENTS,
   });
   try {
     const devices = hardware.connect();
