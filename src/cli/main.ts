@@ -4,6 +4,7 @@
  * Exit status: 0 success; 1 the work failed; 2 the command line is wrong; 3 no agent to talk to; 130, 143 interrupted.
  * @module
  */
+import { agent } from "./agent/command.ts";
 import type { Command } from "./command.ts";
 import { demo } from "./demo/command.ts";
 import { diff } from "./diff.ts";
@@ -19,6 +20,7 @@ import { version } from "./version.ts";
 
 const COMMANDS: readonly Command[] = [
   demo,
+  agent,
   status,
   plan,
   update,

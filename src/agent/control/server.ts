@@ -60,6 +60,8 @@ export interface AgentServerOptions {
   readonly handedIn?: readonly { readonly name: string; readonly session: number }[];
   /** As {@link VmRegistry} needs it; default: what answers GET_NAME is one. */
   readonly isSession?: (fd: number) => boolean;
+  /** Told of all that happens, for a log; default: nobody. */
+  readonly observe?: (event: ProgressEvent) => void;
 }
 
 /** The update that is under way. */
@@ -403,6 +405,7 @@ export class AgentServer {
   }
 
   #progress(event: ProgressEvent): void {
+    this.#options.observe?.(event);
     const run = this.#run;
     const listeners = run === null ? this.#waits : [run];
     for (const { client, id } of listeners)

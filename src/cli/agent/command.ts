@@ -1,0 +1,95 @@
+/** `holdfast agent`: the daemon that owns /dev/liveupdate. @module */
+import { TIMEOUT_SECONDS_MAX } from "../../agent/control/protocol.ts";
+import { isKernelError } from "../../base/errno.ts";
+import { counted } from "../../inspect/text.ts";
+import { parse } from "../arguments.ts";
+import type { Command } from "../command.ts";
+import { SOCKET_PATH } from "../control/agent-options.ts";
+import { renderProgress } from "../control/agent-render.ts";
+import { styleOf } from "../terminal.ts";
+import { parseCount } from "../values.ts";
+import { type AgentEvent, runLinuxAgent } from "./linux-agent.ts";
+import { groupId, localGroup } from "./user-group.ts";
+
+const STATE_FILE = "/run/holdfast/state.json";
+/** Whose members may talk to the agent when nobody says otherwise, if there is such a group. */
+const GROUP = "holdfast";
+const NS_PER_SECOND = 1e9;
+
+const HELP = `Owns /dev/liveupdate and carries out updates: VMMs register their VMs with it, "holdfast update" asks
+it to replace the kernel, and in the next kernel it gives each VM its session back. Runs until it is
+ended; as root, on Linux 6.19 or newer that was booted with liveupdate=on.
+
+When it ends nothing is lost: VMs run on, those of an update that is not restored keep their sessions,
+and whichever agent is started next goes on. It takes a listening socket and sessions from systemd.
+
+Usage: holdfast agent [OPTIONS]
+
+Options:
+  --socket PATH    Where it listens (default ${SOCKET_PATH})
+  --group GROUP    Who may talk to it beside root: name or number (default ${GROUP}, if there is one)
+  --state FILE     What it must not forget as long as this kernel runs (default ${STATE_FILE})
+  --timeout S      Seconds that a VM may take for each step of an update, 1 to 3600 (default 30)
+  --json           Print what happens as JSON, one object in each line
+  --help           Show this text
+
+Exit status: 0 it was ended by SIGINT or SIGTERM; 1 it could not start, or go on, and says why; 2 the
+options are wrong.`;
+
+export const agent: Command = {
+  name: "agent",
+  summary: "Run the daemon that owns /dev/liveupdate",
+  help: HELP,
+  async run(args) {
+    const { values } = parse({
+      args,
+      options: {
+        socket: { type: "string", default: SOCKET_PATH },
+        group: { type: "string" },
+        state: { type: "string", default: STATE_FILE },
+        timeout: { type: "string" },
+        json: { type: "boolean", default: false },
+      },
+      allowPositionals: false,
+    });
+    const { socket, group, state, timeout, json } = values;
+    const options = {
+      socket,
+      stateFile: state,
+      group: group === undefined ? localGroup(GROUP) : groupId(group),
+      timeoutNs:
+        timeout === undefined
+          ? null
+          : parseCount("--timeout", timeout, 1, TIMEOUT_SECONDS_MAX) * NS_PER_SECOND,
+    };
+    try {
+      await runLinuxAgent(options, (event) => {
+        const line = json ? JSON.stringify(event) : render(event);
+        if (line !== null) console.log(line);
+      });
+    } catch (error) {
+      if (!isKernelError(error)) throw error;
+      console.error(`holdfast: ${error.message}`);
+      return 1;
+    }
+    return 0;
+  },
+};
+
+/** Null: a person need not see it. */
+function render(event: AgentEvent): string | null {
+  switch (event.event) {
+    case "listening":
+      return `listening at ${event.socket}, ${counted(event.updates, "update")} since the cold boot`;
+    case "note":
+      return `note: ${event.note}`;
+    case "progress":
+      return renderProgress(event.progress, styleOf(process.stdout));
+    case "stopping":
+      return `${event.signal}: ending; VMs run on${
+        event.left.length === 0
+          ? ""
+          : `, and what is left of the last update waits for the next agent: ${event.left.join(", ")}`
+      }`;
+  }
+}
