@@ -4,35 +4,30 @@
  * Exit status: 0 success; 1 the work failed; 2 the command line is wrong; 3 no agent to talk to; 130, 143 interrupted.
  * @module
  */
-import { agent } from "./agent/command.ts";
 import type { Command } from "./command.ts";
-import { demo } from "./demo/command.ts";
-import { diff } from "./diff.ts";
-import { inspect } from "./inspect.ts";
-import { plan } from "./plan.ts";
-import { reach } from "./reach.ts";
-import { restore } from "./restore.ts";
-import { status } from "./status.ts";
-import { update } from "./update.ts";
 import { UsageError } from "./usage-error.ts";
-import { verify } from "./verify.ts";
 import { version } from "./version.ts";
 
-const COMMANDS: readonly Command[] = [
-  demo,
-  agent,
-  status,
-  plan,
-  update,
-  restore,
-  inspect,
-  verify,
-  diff,
-  reach,
-];
+/**
+ * The commands, each loaded when it is wanted: an agent that starts after a jump is waited for by all VMs, and the machine
+ * of the demo is not its business.
+ */
+const COMMANDS: ReadonlyMap<string, () => Promise<Command>> = new Map([
+  ["demo", async () => (await import("./demo/command.ts")).demo],
+  ["agent", async () => (await import("./agent/command.ts")).agent],
+  ["status", async () => (await import("./status.ts")).status],
+  ["plan", async () => (await import("./plan.ts")).plan],
+  ["update", async () => (await import("./update.ts")).update],
+  ["restore", async () => (await import("./restore.ts")).restore],
+  ["inspect", async () => (await import("./inspect.ts")).inspect],
+  ["verify", async () => (await import("./verify.ts")).verify],
+  ["diff", async () => (await import("./diff.ts")).diff],
+  ["reach", async () => (await import("./reach.ts")).reach],
+]);
 
-function usage(): string {
-  const width = Math.max(...COMMANDS.map((c) => c.name.length));
+async function usage(): Promise<string> {
+  const commands = await Promise.all([...COMMANDS.values()].map((load) => load()));
+  const width = Math.max(...commands.map((c) => c.name.length));
   return [
     "Replaces the kernel of a hypervisor host while its virtual machines keep their memory,",
     "their IOMMU translations and their assigned devices.",
@@ -40,7 +35,7 @@ function usage(): string {
     "Usage: holdfast COMMAND [OPTIONS]",
     "",
     "Commands:",
-    ...COMMANDS.map((c) => `  ${c.name.padEnd(width)}  ${c.summary}`),
+    ...commands.map((c) => `  ${c.name.padEnd(width)}  ${c.summary}`),
     `  ${"help".padEnd(width)}  Show the help of a command: holdfast help COMMAND`,
     "",
     "Options:",
@@ -49,20 +44,20 @@ function usage(): string {
   ].join("\n");
 }
 
-function find(name: string): Command {
-  const command = COMMANDS.find((c) => c.name === name);
-  if (command === undefined)
+async function find(name: string): Promise<Command> {
+  const load = COMMANDS.get(name);
+  if (load === undefined)
     throw new UsageError(
-      `unknown command "${name}"; there are: ${COMMANDS.map((c) => c.name).join(", ")}`,
+      `unknown command "${name}"; there are: ${[...COMMANDS.keys()].join(", ")}`,
     );
-  return command;
+  return load();
 }
 
 async function main(args: readonly string[]): Promise<number> {
   const [first, ...rest] = args;
   try {
     if (first === undefined) {
-      console.error(usage());
+      console.error(await usage());
       return 2;
     }
     if (first === "--version") {
@@ -70,10 +65,10 @@ async function main(args: readonly string[]): Promise<number> {
       return 0;
     }
     if (first === "--help" || first === "-h" || first === "help") {
-      console.log(rest[0] === undefined ? usage() : find(rest[0]).help);
+      console.log(rest[0] === undefined ? await usage() : (await find(rest[0])).help);
       return 0;
     }
-    const command = find(first);
+    const command = await find(first);
     if (rest.includes("--help") || rest.includes("-h")) {
       console.log(command.help);
       return 0;
@@ -82,7 +77,7 @@ async function main(args: readonly string[]): Promise<number> {
   } catch (error) {
     if (!(error instanceof UsageError)) return tellFailure(error);
     console.error(`holdfast: ${error.message}`);
-    const command = COMMANDS.some((c) => c.name === first) ? `${first} ` : "";
+    const command = first !== undefined && COMMANDS.has(first) ? `${first} ` : "";
     console.error(`Try: holdfast ${command}--help`);
     return 2;
   }

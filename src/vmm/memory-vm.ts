@@ -103,7 +103,7 @@ export class MemoryVm implements RestoredVm {
   /** What a page should be. */
   readonly #page = Buffer.alloc(PAGE_SIZE);
   #writes: number;
-  /** Pages compared since the restoration, from the first on. */
+  /** Pages compared by `verify`, from the first on. */
   #verifiedPages: number;
   readonly #damages: Damage[] = [];
   #damagedPages = 0;
@@ -137,11 +137,11 @@ export class MemoryVm implements RestoredVm {
   /**
    * Makes a VM and boots its guest, which fills all of its memory.
    *
-   * @param advise - absent: pages as they come, all allocated before the first is touched
+   * @param advise - null: pages as they come, all allocated before the first is touched
    * @throws {KernelError} EINVAL when the spec is out of its ranges; ENOMEM, ENOSPC no memory; ENOENT, EACCES,
    *   EBUSY of /dev/iommu. Nothing is left behind.
    */
-  static create(host: Host, spec: MemoryVmSpec, advise?: HugePageAdvice): MemoryVm {
+  static create(host: Host, spec: MemoryVmSpec, advise: HugePageAdvice | null = null): MemoryVm {
     checkSpec(spec, "EINVAL", "create");
     return withUndo((undo) => {
       const keep = (fd: number) => {
@@ -152,7 +152,7 @@ export class MemoryVm implements RestoredVm {
       host.ftruncate(memoryFd, spec.memoryBytes);
       // Without advice all memory is there, or ENOMEM is told, before the guest runs. With it the first touch decides
       // about the size of a page, which fallocate(2) would take away.
-      if (advise === undefined) host.fallocate(memoryFd, 0, 0, spec.memoryBytes);
+      if (advise === null) host.fallocate(memoryFd, 0, 0, spec.memoryBytes);
       host.fcntl(memoryFd, F_ADD_SEALS, SEALS);
       const mapping = host.mmap(memoryFd, 0, spec.memoryBytes);
       undo(() => mapping.unmap());
@@ -185,7 +185,12 @@ export class MemoryVm implements RestoredVm {
    * @throws {KernelError} ENOENT when the session does not hold such a VM; EIO when what it holds is not one (the message says
    *   what is wrong); whatever RETRIEVE_FD throws. Nothing is left open.
    */
-  static restore(host: Host, session: number, name: string, advise?: HugePageAdvice): MemoryVm {
+  static restore(
+    host: Host,
+    session: number,
+    name: string,
+    advise: HugePageAdvice | null = null,
+  ): MemoryVm {
     return withUndo((undo) => {
       const retrieve = (token: bigint) => {
         const fd = liveupdate.retrieveFd(host, session, token);
@@ -238,7 +243,7 @@ export class MemoryVm implements RestoredVm {
     return this.#running;
   }
 
-  /** Bytes compared since the restoration: all of memory once {@link verify} has come to the end. */
+  /** Bytes compared since the restoration, or since {@link beginVerification}: all of memory once {@link verify} has come to the end. */
   get verifiedBytes(): number {
     return this.#verifiedPages * PAGE_SIZE;
   }
@@ -266,6 +271,11 @@ export class MemoryVm implements RestoredVm {
     return true;
   }
 
+  /** Has {@link verify} begin anew. */
+  beginVerification(): void {
+    this.#verifiedPages = 0;
+  }
+
   /** Compares the next 16 MiB with what they should be; the guest may run between calls. @returns whether there is more */
   verify(): boolean {
     const end = Math.min(this.#verifiedPages + SLICE_PAGES, this.#pattern.pages);
@@ -276,22 +286,7 @@ export class MemoryVm implements RestoredVm {
   }
 
   resources(): readonly Resource[] {
-    const { name, memoryBytes } = this.spec;
-    const memfd = { compatibles: [MEMFD_LUO_FH_COMPATIBLE], blocker: null, essential: true };
-    const resources: Resource[] = [
-      { kind: "memory", label: `memfd ${name}`, bytes: memoryBytes, ...memfd },
-      { kind: "state", label: `memfd ${name}-state`, bytes: 2 * STATE_SLOT_BYTES, ...memfd },
-    ];
-    if (this.#fds.iommufd !== null)
-      resources.push({
-        kind: "iommufd",
-        label: "/dev/iommu",
-        bytes: 0,
-        compatibles: [IOMMUFD_LUO_COMPATIBLE, IOMMU_LUO_COMPATIBLE],
-        blocker: null,
-        essential: false,
-      });
-    return resources;
+    return memoryVmResources(this.spec);
   }
 
   /** @throws {KernelError} EINVAL when it is to go on without its memory or state */
@@ -361,6 +356,25 @@ export class MemoryVm implements RestoredVm {
       found: found[at],
     });
   }
+}
+
+/** What a VM like this consists of, also before it is made. */
+export function memoryVmResources({ name, memoryBytes, iommufd }: MemoryVmSpec): Resource[] {
+  const memfd = { compatibles: [MEMFD_LUO_FH_COMPATIBLE], blocker: null, essential: true };
+  const resources: Resource[] = [
+    { kind: "memory", label: `memfd ${name}`, bytes: memoryBytes, ...memfd },
+    { kind: "state", label: `memfd ${name}-state`, bytes: 2 * STATE_SLOT_BYTES, ...memfd },
+  ];
+  if (iommufd)
+    resources.push({
+      kind: "iommufd",
+      label: "/dev/iommu",
+      bytes: 0,
+      compatibles: [IOMMUFD_LUO_COMPATIBLE, IOMMU_LUO_COMPATIBLE],
+      blocker: null,
+      essential: false,
+    });
+  return resources;
 }
 
 /** Checks a spec, which may come from a previous kernel. @throws {KernelError} `code`, naming the field */
