@@ -11,7 +11,13 @@ import { ERRNO, type ErrnoCode, isKernelError } from "../../src/base/errno.ts";
 import { withUndo } from "../../src/base/undo.ts";
 import type { Host } from "../../src/host/host.ts";
 import { createSession, retrieveFd, retrieveSession } from "../../src/host/liveupdate.ts";
-import type { AllocationFaults, KernelName, Outcome, Place } from "./conformance-case.ts";
+import type {
+  AllocationFaults,
+  KernelName,
+  KexecTarget,
+  Outcome,
+  Place,
+} from "./conformance-case.ts";
 import type { Divergence } from "./divergences.ts";
 
 /** Where sessions are created and retrieved. */
@@ -21,14 +27,14 @@ export class CaseUser {
   readonly host: Host;
   readonly kernel: KernelName;
   readonly faults: AllocationFaults;
-  readonly #place: Place;
+  readonly nextKernel: KexecTarget;
   readonly #open = new Set<number>();
 
   constructor(place: Place) {
     this.host = place.host;
     this.kernel = place.kernel;
     this.faults = place.faults;
-    this.#place = place;
+    this.nextKernel = place.nextKernel;
   }
 
   /** What this kernel is to come to where the two differ on purpose. */
@@ -168,10 +174,5 @@ export class CaseUser {
       assert.equal(outcome, "ok", "without a failed allocation");
       return failures;
     }
-  }
-
-  /** Loads the kernel that the next stage runs on. */
-  loadNextKernel(): void {
-    this.#place.loadNextKernel();
   }
 }

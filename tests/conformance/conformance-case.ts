@@ -24,6 +24,8 @@ export interface ConformanceCase {
   readonly name: string;
   /** For each kernel in a row, one jump after the other; null: nothing to do on that one. */
   readonly stages: readonly (Stage | null)[];
+  /** Which of upstream's own tests it takes the place of: files and test names of tools/testing/selftests/liveupdate. */
+  readonly kselftests?: readonly string[];
   /** Why a kernel cannot run it. */
   readonly skip?: Readonly<Partial<Record<KernelName, string>>>;
 }
@@ -39,13 +41,19 @@ export interface AllocationFaults {
   during(nth: number, action: () => void): boolean;
 }
 
+/** The kernel that the next stage runs on, as `Host.kexecFileLoad` takes it. */
+export interface KexecTarget {
+  readonly kernel: string;
+  readonly initrd: string | null;
+  readonly commandLine: string;
+}
+
 /** Where cases run. */
 export interface Place {
   readonly kernel: KernelName;
   readonly host: Host;
   readonly faults: AllocationFaults;
-  /** Loads the kernel that the next stage runs on, by kexec_file_load(2). */
-  loadNextKernel(): void;
+  readonly nextKernel: KexecTarget;
 }
 
 /** What a call came to. */

@@ -69,6 +69,13 @@ export const HUGETLB: Divergence<Outcome> = {
   ours: "EINVAL",
 };
 
+/** SEEK_DATA from 0 in pages that fallocate gave and nobody wrote. */
+export const SEEK_ALLOCATED: Divergence<Outcome> = {
+  row: "SEEK_DATA and SEEK_HOLE in memfd pages that were allocated and never written",
+  linux: "ENXIO",
+  ours: "ok",
+};
+
 /** ftruncate to 2^52 bytes and a page. */
 export const LARGEST_FILE: Divergence<Outcome> = {
   row: "largest memfd",
@@ -85,5 +92,6 @@ export const DIVERGENCES: readonly Divergence<unknown>[] = [
   PUNCH_BEFORE_FINISH,
   MAP_PAST_END,
   HUGETLB,
+  SEEK_ALLOCATED,
   LARGEST_FILE,
 ];

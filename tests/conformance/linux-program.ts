@@ -9,27 +9,27 @@ import { LINUX_REBOOT_CMD_KEXEC } from "../../src/abi/uapi/reboot.ts";
 import { LinuxHost } from "../../src/linux/linux-host.ts";
 import { linuxAllocationFaults } from "./linux-faults.ts";
 import { RESULT_MARK, STAGE_DONE } from "./linux-report.ts";
-import { runStage } from "./stage-run.ts";
+import { loadNextKernel, runStage } from "./stage-run.ts";
 import { CASES } from "./suite.ts";
 
 const host = new LinuxHost();
 
-function loadNextKernel(): void {
-  const { release, commandLine } = host;
-  host.kexecFileLoad(`/boot/vmlinuz-${release}`, `/boot/initrd.img-${release}`, commandLine);
-}
-
+const { release, commandLine } = host;
 const place = {
   kernel: "linux" as const,
   host,
   faults: linuxAllocationFaults(host),
-  loadNextKernel,
+  nextKernel: {
+    kernel: `/boot/vmlinuz-${release}`,
+    initrd: `/boot/initrd.img-${release}`,
+    commandLine,
+  },
 };
 for (const result of runStage(place, CASES, Number(process.argv[2]), () => performance.now()))
   host.print(`${RESULT_MARK}${JSON.stringify(result)}`);
 host.print(STAGE_DONE);
 
 process.stdin.once("data", () => {
-  loadNextKernel();
+  loadNextKernel(place);
   host.reboot(LINUX_REBOOT_CMD_KEXEC);
 });

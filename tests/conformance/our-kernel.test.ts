@@ -15,7 +15,7 @@ import { COMMAND_LINE, IMAGE, IMAGE_PATH } from "../support/failure-rig.ts";
 import { describeCases } from "./case-tests.ts";
 import type { AllocationFaults, StageResult } from "./conformance-case.ts";
 import { DEVICE_SEGMENT } from "./device-machines.ts";
-import { runStage, stageCount } from "./stage-run.ts";
+import { loadNextKernel, runStage, stageCount } from "./stage-run.ts";
 import { CASES } from "./suite.ts";
 
 const SEED = 1;
@@ -55,16 +55,15 @@ function runAll(): Run {
       const faults = new FaultInjector();
       const kernel = boot(machine, parameters, { release: IMAGE.release, faults });
       const host = kernel.spawn({ fileLimit: FILE_LIMIT });
-      const loadNextKernel = () => host.kexecFileLoad(IMAGE_PATH, null, COMMAND_LINE);
       const place = {
         kernel: "ours" as const,
         host,
         faults: allocationFaults(faults),
-        loadNextKernel,
+        nextKernel: { kernel: IMAGE_PATH, initrd: null, commandLine: COMMAND_LINE },
       };
       results.push(...runStage(place, CASES, stage++, () => performance.now()));
       if (stage < stageCount(CASES)) {
-        loadNextKernel();
+        loadNextKernel(place);
         return host.reboot(LINUX_REBOOT_CMD_KEXEC);
       }
       host.exit();

@@ -5,6 +5,11 @@
 import { CaseUser } from "./case-user.ts";
 import type { ConformanceCase, Place, Stage, StageResult } from "./conformance-case.ts";
 
+/** Loads the kernel that the next stage runs on. */
+export function loadNextKernel({ host, nextKernel }: Pick<Place, "host" | "nextKernel">): void {
+  host.kexecFileLoad(nextKernel.kernel, nextKernel.initrd, nextKernel.commandLine);
+}
+
 /** How many kernels in a row the cases need. */
 export function stageCount(cases: readonly ConformanceCase[]): number {
   return Math.max(...cases.map(({ stages }) => stages.length));

@@ -5,6 +5,7 @@
 import { DEVICE_CASES } from "./cases/device.ts";
 import { INTERRUPT_CASES } from "./cases/device-interrupts.ts";
 import { DMA_CASES } from "./cases/dma.ts";
+import { EVENTFD_CASES } from "./cases/eventfds.ts";
 import { IOCTL_CASES } from "./cases/ioctls.ts";
 import { IOMMUFD_CASES } from "./cases/iommufd.ts";
 import { JUMP_CASES } from "./cases/jumps.ts";
@@ -24,6 +25,7 @@ export const SUITE: ReadonlyMap<string, readonly ConformanceCase[]> = new Map([
   ["files of sessions", SESSION_FILE_CASES],
   ["preserved memfds", PRESERVED_MEMFD_CASES],
   ["memfds", MEMFD_CASES],
+  ["eventfds", EVENTFD_CASES],
   ["address spaces", IOMMUFD_CASES],
   ["assigned devices", VFIO_CASES],
   ["interrupts of assigned devices", INTERRUPT_CASES],

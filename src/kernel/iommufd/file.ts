@@ -12,7 +12,8 @@ import { KernelError } from "../../base/errno.ts";
 import { withUndo } from "../../base/undo.ts";
 import { hex } from "../../base/units.ts";
 import { IOMMU_READ, IOMMU_WRITE } from "../iommu/domain.ts";
-import { type FdTable, File } from "../vfs/file.ts";
+import { CharacterDeviceFile } from "../vfs/character-device-file.ts";
+import type { FdTable } from "../vfs/file.ts";
 import { copyStructFromUser, copyStructToUser, userBuffer } from "../vfs/user-argument.ts";
 import { IommufdContext } from "./context.ts";
 import type { Interval } from "./disjoint-intervals.ts";
@@ -27,7 +28,7 @@ const MAP_FLAGS =
 /** What a u64 of all ones, or nearly, reads as. */
 const U64_MAX = 2 ** 64;
 
-export class IommufdFile extends File {
+export class IommufdFile extends CharacterDeviceFile {
   readonly kind = "iommufd";
   readonly context: IommufdContext;
 

@@ -14,7 +14,8 @@ import {
   LIVEUPDATE_IOCTL_RETRIEVE_SESSION,
   LIVEUPDATE_IOCTL_RETRIEVE_SESSION_ARG,
 } from "../../abi/uapi/liveupdate.ts";
-import { type FdTable, File, type FileStat } from "../vfs/file.ts";
+import { CharacterDeviceFile } from "../vfs/character-device-file.ts";
+import type { FdTable, File } from "../vfs/file.ts";
 import { copyStructFromUser, copyStructToUser } from "../vfs/user-argument.ts";
 import { checkRequest } from "./ioctl-request.ts";
 
@@ -26,7 +27,7 @@ export interface SessionDirectory {
 
 const REQUESTS = [LIVEUPDATE_IOCTL_CREATE_SESSION, LIVEUPDATE_IOCTL_RETRIEVE_SESSION];
 
-export class DeviceFile extends File {
+export class DeviceFile extends CharacterDeviceFile {
   readonly kind = "liveupdate";
   readonly #sessions: SessionDirectory;
   readonly #onRelease: () => void;
@@ -54,10 +55,6 @@ export class DeviceFile extends File {
     const fd = fds.install(file);
     copyStructToUser(layout, argument, { ...value, fd });
     return 0;
-  }
-
-  override stat(): FileStat {
-    return { kind: "device", inode: 0, sizeBytes: 0, allocatedBytes: 0, linkCount: 1 };
   }
 
   protected override release(): void {

@@ -16,8 +16,9 @@ import { KernelError } from "../../base/errno.ts";
 import { isIndex } from "../../base/units.ts";
 import { IommufdFile } from "../iommufd/file.ts";
 import type { PciBar } from "../pci/function.ts";
+import { CharacterDeviceFile } from "../vfs/character-device-file.ts";
 import { Eventfd } from "../vfs/eventfd.ts";
-import { type FdTable, File, type FileStat } from "../vfs/file.ts";
+import type { FdTable } from "../vfs/file.ts";
 import { copyStructFromUser, copyStructToUser } from "../vfs/user-argument.ts";
 import { type Registers, readRegisters, writeRegisters } from "./bar-access.ts";
 import type { VfioDevice } from "./device.ts";
@@ -27,7 +28,7 @@ type Fields = Record<string, FieldType<unknown>>;
 const REGION_BYTES = 2 ** uapi.VFIO_PCI_OFFSET_SHIFT;
 const S32_BYTES = 4;
 
-export class VfioDeviceFile extends File {
+export class VfioDeviceFile extends CharacterDeviceFile {
   readonly kind = "vfio";
   readonly device: VfioDevice;
   /** Whether the device is this file's. */
@@ -46,10 +47,6 @@ export class VfioDeviceFile extends File {
 
   override get inode(): object {
     return this.device;
-  }
-
-  override stat(): FileStat {
-    return { kind: "device", inode: 0, sizeBytes: 0, allocatedBytes: 0, linkCount: 1 };
   }
 
   protected override release(): void {

@@ -79,12 +79,12 @@ export class Eventfd extends File {
 
   /**
    * Adds a little-endian u64 to the counter.
-   * @throws {KernelError} EINVAL when `bytes` is shorter than 8 bytes or the value is 2^64 - 1; EAGAIN when the
-   *   counter would pass 2^64 - 2
+   * @throws {KernelError} EINVAL when `bytes` has not 8 bytes or the value is 2^64 - 1; EAGAIN when the counter
+   *   would pass 2^64 - 2
    */
   override write(bytes: Uint8Array): number {
-    if (bytes.length < COUNTER_BYTES)
-      throw new KernelError("EINVAL", "write", `an eventfd needs 8 bytes, not ${bytes.length}`);
+    if (bytes.length !== COUNTER_BYTES)
+      throw new KernelError("EINVAL", "write", `an eventfd takes 8 bytes, not ${bytes.length}`);
     const words = new ByteWords(bytes);
     const low = words.load32(0);
     const high = words.load32(4);
@@ -93,6 +93,11 @@ export class Eventfd extends File {
     if (!this.#add(low, high))
       throw new KernelError("EAGAIN", "write", "the eventfd's counter is full");
     return COUNTER_BYTES;
+  }
+
+  /** Succeeds and does nothing, whatever is asked: it has one position. */
+  override seek(_offset: number, _whence: number): number {
+    return 0;
   }
 
   protected override release(): void {}

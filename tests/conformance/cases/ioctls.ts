@@ -53,6 +53,7 @@ function rejectsEncodings(user: CaseUser, fd: number, requests: typeof DEVICE_RE
     user.fails("EFAULT", () => host.ioctl(fd, request, nowhere));
     user.fails("ENOTTY", () => host.ioctl(fd, (request | WITH_DIRECTION) >>> 0, sized(sizeBytes)));
     user.fails("ENOTTY", () => host.ioctl(fd, other, sized(sizeBytes)));
+    user.fails("EFAULT", () => host.ioctl(fd, request, sized(sizeBytes, sizeBytes + 1)));
     // The number alone makes the kernel read the size.
     user.fails("EFAULT", () => host.ioctl(fd, other, nowhere));
     for (const size of [0, 4, sizeBytes - 1])

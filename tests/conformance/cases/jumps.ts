@@ -5,12 +5,18 @@
  * @module
  */
 import assert from "node:assert/strict";
-import { F_ADD_SEALS, F_SEAL_SHRINK } from "../../../src/abi/uapi/fs.ts";
+import {
+  COMMAND_LINE_SIZE,
+  F_ADD_SEALS,
+  F_SEAL_SHRINK,
+  SEEK_SET,
+} from "../../../src/abi/uapi/fs.ts";
 import { LINUX_REBOOT_CMD_KEXEC } from "../../../src/abi/uapi/reboot.ts";
 import { PAGE_SIZE } from "../../../src/base/units.ts";
 import { finish, preserveFd } from "../../../src/host/liveupdate.ts";
 import type { CaseUser } from "../case-user.ts";
 import type { ConformanceCase } from "../conformance-case.ts";
+import { loadNextKernel } from "../stage-run.ts";
 
 const CARRIED = "three jumps";
 const TOKEN = 7n;
@@ -38,22 +44,26 @@ function carryOn(user: CaseUser, stage: number, isLast: boolean): void {
 
 function writeMark(user: CaseUser, file: number, stage: number): void {
   user.host.pwrite(file, Uint8Array.of(stage + 1), stage * PAGE_SIZE);
-  user.host.lseek(file, stage + 1, 0);
+  user.host.lseek(file, stage + 1, SEEK_SET);
 }
 
 export const JUMP_CASES: readonly ConformanceCase[] = [
   {
-    name: "reboot fails with EINVAL for KEXEC without an image, with one unloaded, and for no command",
+    name: "reboot fails with EINVAL for KEXEC while no image is loaded, and for what is no command",
     stages: [
       (user) => {
         const { host } = user;
         user.fails("EINVAL", () => host.reboot(LINUX_REBOOT_CMD_KEXEC));
         host.kexecUnload();
-        user.loadNextKernel();
+        loadNextKernel(user);
         host.kexecUnload();
         user.fails("EINVAL", () => host.reboot(LINUX_REBOOT_CMD_KEXEC));
         user.fails("EINVAL", () => host.reboot(0x12345678));
-        user.fails("ENOENT", () => host.kexecFileLoad("/boot/no such image", null, ""));
+        const { kernel, initrd } = user.nextKernel;
+        user.fails("ENOENT", () => host.kexecFileLoad(`${kernel} too`, initrd, ""));
+        for (const line of ["x".repeat(COMMAND_LINE_SIZE), "a\0b"])
+          user.fails("EINVAL", () => host.kexecFileLoad(kernel, initrd, line));
+        user.fails("EINVAL", () => host.reboot(LINUX_REBOOT_CMD_KEXEC));
         // Nothing of it has frozen anything.
         const session = user.create("reboot refused");
         preserveFd(host, session, user.memfd("x"), 1n);
@@ -69,7 +79,7 @@ export const JUMP_CASES: readonly ConformanceCase[] = [
         const session = user.create("freeze fails");
         const file = user.memfd("x");
         preserveFd(host, session, file, 1n);
-        user.loadNextKernel();
+        loadNextKernel(user);
         const reached = user.faults.during(1, () =>
           user.fails("ENOMEM", () => host.reboot(LINUX_REBOOT_CMD_KEXEC)),
         );

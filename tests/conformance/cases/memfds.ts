@@ -32,7 +32,7 @@ import {
 import { MIB, PAGE_SIZE } from "../../../src/base/units.ts";
 import { MappedMemory } from "../../../src/host/mapped-memory.ts";
 import type { ConformanceCase } from "../conformance-case.ts";
-import { CUT_WHILE_MAPPED, LARGEST_FILE, MAP_PAST_END } from "../divergences.ts";
+import { CUT_WHILE_MAPPED, LARGEST_FILE, MAP_PAST_END, SEEK_ALLOCATED } from "../divergences.ts";
 
 const PUNCH = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE;
 const LARGEST_BYTES = 2 ** 52;
@@ -432,6 +432,60 @@ export const MEMFD_CASES: readonly ConformanceCase[] = [
         );
         mapping.unmap();
         host.ftruncate(file, PAGE_SIZE);
+      },
+    ],
+  },
+  {
+    name: "a write across the end of a file that may not grow writes nothing: EPERM",
+    stages: [
+      (user) => {
+        const { host } = user;
+        const file = user.memfd(new Uint8Array(2 * PAGE_SIZE));
+        host.fcntl(file, F_ADD_SEALS, F_SEAL_GROW);
+        const bytes = new Uint8Array(2 * PAGE_SIZE).fill(1);
+        for (const offset of [PAGE_SIZE, PAGE_SIZE + 100, 2 * PAGE_SIZE - 1])
+          user.fails("EPERM", () => host.pwrite(file, bytes, offset));
+        host.lseek(file, PAGE_SIZE, SEEK_SET);
+        user.fails("EPERM", () => host.write(file, bytes));
+        assert.equal(user.position(file), PAGE_SIZE);
+        assert.deepEqual(user.bytes(file, 0, 2 * PAGE_SIZE), new Uint8Array(2 * PAGE_SIZE));
+      },
+    ],
+  },
+  {
+    name: "what a mapping has written behind the end is there when the file grows",
+    stages: [
+      (user) => {
+        const { host } = user;
+        for (const grow of [
+          (file: number) => host.ftruncate(file, PAGE_SIZE),
+          (file: number) => host.pwrite(file, ONE, 300),
+        ]) {
+          const file = user.memfd("x".repeat(100));
+          const mapping = new MappedMemory(host.mmap(file, 0, PAGE_SIZE));
+          mapping.write(200, ONE);
+          grow(file);
+          assert.deepEqual(user.bytes(file, 199, 3), Uint8Array.of(0, 1, 0));
+          mapping.unmap();
+        }
+      },
+    ],
+  },
+  {
+    name: "pages that were allocated and never written are a hole to SEEK_DATA on Linux, and data on ours",
+    stages: [
+      (user) => {
+        const { host } = user;
+        const file = user.memfd();
+        host.fallocate(file, 0, 0, 4 * PAGE_SIZE);
+        assert.equal(
+          user.outcome(() => host.lseek(file, 0, SEEK_DATA)),
+          user.expected(SEEK_ALLOCATED),
+        );
+        host.pwrite(file, ONE, 2 * PAGE_SIZE);
+        const isHole = user.expected(SEEK_ALLOCATED) === "ENXIO";
+        assert.equal(host.lseek(file, 0, SEEK_DATA), isHole ? 2 * PAGE_SIZE : 0);
+        assert.equal(host.lseek(file, 0, SEEK_HOLE), isHole ? 0 : 4 * PAGE_SIZE);
       },
     ],
   },

@@ -347,12 +347,16 @@ export const PRESERVED_MEMFD_CASES: readonly ConformanceCase[] = [
   },
   {
     name: "what one session carries is not what another carries: same names of files, same tokens",
+    kselftests: ["preserve_multiple_memfds", "preserve_complex_scenario", "luo_multi_session.c"],
     stages: [
       (user) => {
         for (const name of ["apart 1", "apart 2"]) {
           const session = user.create(name);
-          preserveFd(user.host, session, user.memfd(`data of ${name}`), 1n);
-          preserveFd(user.host, session, user.memfd(), 2n);
+          const file = user.memfd(`data of ${name}`);
+          const empty = user.memfd();
+          preserveFd(user.host, session, file, 1n);
+          preserveFd(user.host, session, empty, 2n);
+          assert.deepEqual([user.text(file), user.text(empty)], [`data of ${name}`, ""]);
           user.carry(session);
         }
         for (const name of ["apart empty 1", "apart empty 2"]) user.carry(user.create(name));

@@ -47,6 +47,7 @@ export const SESSION_FILE_CASES: readonly ConformanceCase[] = [
   },
   {
     name: "PRESERVE_FD fails with ENOENT for files that nothing preserves: eventfds, the device, sessions",
+    kselftests: ["preserve_unsupported_fd"],
     stages: [
       (user) => {
         const { host } = user;
@@ -76,6 +77,7 @@ export const SESSION_FILE_CASES: readonly ConformanceCase[] = [
   },
   {
     name: "PRESERVE_FD fails with EBUSY for an inode that a session has, by whatever descriptor",
+    kselftests: ["prevent_double_preservation"],
     stages: [
       (user) => {
         const { host } = user;
@@ -157,6 +159,7 @@ export const SESSION_FILE_CASES: readonly ConformanceCase[] = [
   },
   {
     name: "a preserved file is carried although every descriptor of it is closed",
+    kselftests: ["luo_kexec_simple.c"],
     stages: [
       (user) => {
         const session = user.create("preserve closed");
@@ -298,6 +301,7 @@ export const SESSION_FILE_CASES: readonly ConformanceCase[] = [
   },
   {
     name: "500 files of one session are carried, each with its own bytes",
+    kselftests: ["preserve_many_files", "luo_stress_files.c"],
     stages: [
       (user) => {
         const session = user.create("500 files");

@@ -45,6 +45,12 @@ function field(fill: number, ...ends: readonly (readonly [index: number, byte: n
 export const SESSION_CASES: readonly ConformanceCase[] = [
   {
     name: "CREATE_SESSION takes names of 1 to 63 bytes, and fails with EINVAL for none and for 64",
+    kselftests: [
+      "create_session_no_null_termination",
+      "create_session_empty_name",
+      "get_session_name",
+      "get_session_name_max_length",
+    ],
     stages: [
       (user) => {
         for (const name of ["n", LONGEST, "größe", " /.\n"]) {
@@ -96,6 +102,7 @@ export const SESSION_CASES: readonly ConformanceCase[] = [
   },
   {
     name: "CREATE_SESSION fails with EEXIST for a name in use, and not after its session was closed",
+    kselftests: ["create_duplicate_session", "create_distinct_sessions"],
     stages: [
       (user) => {
         const session = user.create("exists");
@@ -229,13 +236,15 @@ export const SESSION_CASES: readonly ConformanceCase[] = [
   },
   {
     name: "closing a created session gives its files and its name up",
+    kselftests: ["preserve_memfd"],
     stages: [
       (user) => {
         const { host } = user;
         const session = user.create("close created");
-        const file = user.memfd("x");
+        const file = user.memfd("its own");
         preserveFd(host, session, file, 1n);
         user.close(session);
+        assert.equal(user.text(file), "its own");
         host.ftruncate(file, 8192);
         const again = user.create("close created");
         preserveFd(host, again, file, 1n);
@@ -288,6 +297,7 @@ export const SESSION_CASES: readonly ConformanceCase[] = [
   },
   {
     name: "2000 sessions are carried, and retrieved in any order",
+    kselftests: ["preserve_many_sessions", "luo_stress_sessions.c"],
     stages: [
       (user) => {
         const sessions = user.withDevice((device) =>
