@@ -2,7 +2,7 @@ import assert from "node:assert/strict";
 import { test } from "node:test";
 import { isKernelError, KernelError } from "../base/errno.ts";
 import type { Host } from "./host.ts";
-import { readTextFile } from "./read-file.ts";
+import { readBytes, readTextFile } from "./read-file.ts";
 
 /** A host with one file, read in pieces of at most `pieceBytes`. */
 function host(content: Uint8Array, pieceBytes: number) {
@@ -15,7 +15,7 @@ function host(content: Uint8Array, pieceBytes: number) {
       return 5;
     },
     read(_fd: number, target: Uint8Array) {
-      if (at > 8000) throw new KernelError("EIO", "read", "the file is too long");
+      if (at > 8000) throw new KernelError("EIO", "read", "the medium is bad there");
       const piece = content.subarray(at, at + Math.min(pieceBytes, target.length));
       target.set(piece);
       at += piece.length;
@@ -47,4 +47,17 @@ test("readTextFile() fails with the errno of the call that fails, and leaves not
     () => readTextFile(fake, "/other"),
     (error) => isKernelError(error, "ENOENT"),
   );
+});
+
+test("readBytes() fails with EFBIG when there is more than it may read, also where a file does not know its size", () => {
+  for (const pieceBytes of [1, 10_000]) {
+    const { fake, open } = host(new Uint8Array(5000), pieceBytes);
+    assert.equal(readBytes(fake, "/file", 5000).length, 5000);
+    const { fake: longer } = host(new Uint8Array(5001), pieceBytes);
+    assert.throws(
+      () => readBytes(longer, "/file", 5000),
+      (error) => isKernelError(error, "EFBIG") && /more than 5000/.test(error.message),
+    );
+    assert.equal(open.size, 0);
+  }
 });

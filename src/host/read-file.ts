@@ -4,8 +4,8 @@ import type { Host } from "./host.ts";
 
 /** Bytes read unless told otherwise, at most. */
 const BYTES_MAX = 4 * 1024 * 1024;
-/** Bytes asked for at first; of a file that is larger, twice as many each time. */
-const PIECE_BYTES = { first: 4096, max: 1024 * 1024 } as const;
+/** Room at first; of a file that is larger, twice as much each time. */
+const ROOM_BYTES = 4096;
 
 /**
  * @param limitBytes - the most that may be in it
@@ -14,25 +14,19 @@ const PIECE_BYTES = { first: 4096, max: 1024 * 1024 } as const;
 export function readBytes(host: Host, path: string, limitBytes = BYTES_MAX): Uint8Array {
   const fd = host.open(path, 0);
   try {
-    const pieces: Uint8Array[] = [];
-    let buffer = new Uint8Array(PIECE_BYTES.first);
+    let room = new Uint8Array(Math.min(ROOM_BYTES, limitBytes + 1));
     let lengthBytes = 0;
     for (;;) {
-      const count = host.read(fd, buffer);
-      if (count === 0) break;
+      const count = host.read(fd, room.subarray(lengthBytes));
+      if (count === 0) return room.subarray(0, lengthBytes);
       lengthBytes += count;
       if (lengthBytes > limitBytes)
         throw new KernelError("EFBIG", "read", `${path} has more than ${limitBytes} bytes`);
-      pieces.push(buffer.subarray(0, count));
-      buffer = new Uint8Array(Math.min(2 * buffer.length, PIECE_BYTES.max));
+      if (lengthBytes < room.length) continue;
+      const larger = new Uint8Array(Math.min(2 * room.length, limitBytes + 1));
+      larger.set(room);
+      room = larger;
     }
-    const whole = new Uint8Array(lengthBytes);
-    let at = 0;
-    for (const piece of pieces) {
-      whole.set(piece, at);
-      at += piece.length;
-    }
-    return whole;
   } finally {
     host.close(fd);
   }

@@ -58,13 +58,18 @@ function outside(
 /** The unpacked kernel, or why there is none. */
 export type Unpacked = { readonly bytes: Uint8Array } | { readonly reason: string };
 
-/** @param payload - of a bzImage, untrusted: what it unpacks to is limited in size and time */
-export function decompress(payload: Uint8Array): Unpacked {
+/**
+ * @param payload - of a bzImage, untrusted
+ * @param unpackedBytesMax - what unpacks to more is refused
+ */
+export function decompress(payload: Uint8Array, unpackedBytesMax = UNPACKED_BYTES_MAX): Unpacked {
   const format = FORMATS.find(({ magic }) => magic.every((byte, i) => payload[i] === byte));
   if (format === undefined) return { reason: "its payload is compressed in an unknown format" };
   const packed = format.hasOwnSize ? payload : payload.subarray(0, payload.length - SIZE_BYTES);
   const unpacked =
-    format.unpack === null ? runProgram(format, packed) : runHere(format, format.unpack, packed);
+    format.unpack === null
+      ? runProgram(format, packed, unpackedBytesMax)
+      : runHere(format.unpack, format.name, packed, unpackedBytesMax);
   if ("reason" in unpacked || format.hasOwnSize) return unpacked;
   const view = new DataView(payload.buffer, payload.byteOffset, payload.byteLength);
   const size = view.getUint32(payload.length - SIZE_BYTES, true);
@@ -73,24 +78,25 @@ export function decompress(payload: Uint8Array): Unpacked {
 }
 
 function runHere(
-  format: Format,
   unpack: NonNullable<Format["unpack"]>,
+  name: string,
   packed: Uint8Array,
+  maxOutputLength: number,
 ): Unpacked {
   try {
-    return { bytes: unpack(packed, { maxOutputLength: UNPACKED_BYTES_MAX }) };
+    return { bytes: unpack(packed, { maxOutputLength }) };
   } catch (error) {
     // Every complaint of zlib about its input has a code of its own: Z_DATA_ERROR, ERR_BUFFER_TOO_LARGE, …
     if (!(error instanceof Error && "code" in error)) throw error;
-    return { reason: `its ${format.name} payload cannot be unpacked: ${error.message}` };
+    return { reason: `its ${name} payload cannot be unpacked: ${error.message}` };
   }
 }
 
-function runProgram({ name, program }: Format, packed: Uint8Array): Unpacked {
+function runProgram({ name, program }: Format, packed: Uint8Array, maxBuffer: number): Unpacked {
   const [command, ...args] = program;
   const run = spawnSync(command, args, {
     input: packed,
-    maxBuffer: UNPACKED_BYTES_MAX,
+    maxBuffer,
     timeout: TIMEOUT_MS,
     windowsHide: true,
   });
