@@ -32,6 +32,8 @@ export interface PastVm {
   readonly name: string;
   readonly ownerUid: number | null;
   readonly state: PastState;
+  /** Process of its last VMM, which may still live; null when it has let go of the VM. */
+  readonly holderPid: number | null;
   /** How long it stood still in the last update; null when that is not known. */
   readonly blackoutNs: number | null;
   readonly problem: string | null;
@@ -85,6 +87,7 @@ function decodePastVm(vm: JsonField): PastVm {
     name: decodeVmName(vm.field("name")),
     ownerUid: vm.field("ownerUid").optional((uid) => uid.integer(0, 2 ** 32 - 2), null),
     state: vm.field("state").oneOf(PAST_STATES),
+    holderPid: vm.field("holderPid").optional((pid) => pid.integer(0, 2 ** 31 - 1), null),
     blackoutNs: vm.field("blackoutNs").optional((time) => time.nanoseconds(), null),
     problem: vm.field("problem").optional((problem) => problem.prose(PROBLEM_LENGTH), null),
   };

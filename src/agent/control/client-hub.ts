@@ -20,8 +20,7 @@ export interface ClientHandler {
    * @throws {KernelError} when the client does not keep to the protocol: it loses its connection
    */
   message(client: Client, message: ClientMessage, fds: readonly number[]): void;
-  /** @param isBreach - it has lost its connection by the agent's doing */
-  gone(client: Client, reason: string, isBreach: boolean): void;
+  gone(client: Client, reason: string): void;
 }
 
 export class ClientHub {
@@ -57,7 +56,7 @@ export class ClientHub {
   drop(client: Client, code: ErrnoCode, reason: string): void {
     if (!client.isOpen) return;
     client.refuse(new KernelError(code, "connection", reason));
-    this.#remove(client, reason, true);
+    this.#remove(client, reason);
   }
 
   close(): void {
@@ -81,7 +80,7 @@ export class ClientHub {
       // It was shown out after it had said this.
       if (event.kind === "line") this.closeAll(event.fds);
     } else if (event.kind === "closed")
-      this.#remove(client, event.reason ?? "it closed its connection", event.reason !== null);
+      this.#remove(client, event.reason ?? "it closed its connection");
     else this.#line(client, event.line, event.fds);
   }
 
@@ -130,9 +129,9 @@ export class ClientHub {
     }
   }
 
-  #remove(client: Client, reason: string, isBreach: boolean): void {
+  #remove(client: Client, reason: string): void {
     this.#clients.delete(client.channel);
     client.close();
-    this.#handler.gone(client, reason, isBreach);
+    this.#handler.gone(client, reason);
   }
 }

@@ -103,6 +103,7 @@ function incomingVms({ ownVms }: PastSource, journal: Journal): PastVm[] {
     name,
     ownerUid,
     state: "incoming",
+    holderPid: null,
     blackoutNs: null,
     problem: null,
   }));

@@ -165,8 +165,8 @@ const ASKS: readonly AskName[] = [
 /**
  * Where a VM is.
  * - `running`: registered, ordinary
- * - `absent`: was registered, and its VMM has not come back since the agent was started anew, or broke the protocol: an
- *   update would end it
+ * - `absent`: its VMM lives, and is not connected: it has not come back since the agent was started anew, or since it broke
+ *   the protocol. An update would end it
  * - `preserving`, `preserved`, `pausing`, `paused`: on its way into an update
  * - `undoing`: told that the update does not happen, has not answered yet
  * - `incoming`: came through the jump, its VMM is not there (again)

@@ -92,6 +92,10 @@ export class RemoteVm implements ManagedVm {
 
   /** Asks, and calls `ended` when it is answered or cannot be any more. */
   ask(ask: Ask, ended: (outcome: Outcome) => void, session: number | null = null): void {
+    if (!this.client.isOpen) {
+      ended(this.#failure("ECONNRESET", "its VMM is gone"));
+      return;
+    }
     const id = ++this.#lastAsk;
     const deadlineNs = this.#waiter.nowNs() + this.#waiter.timeoutNs();
     this.#asks.set(id, { name: ask.do, deadlineNs, ended });
@@ -148,6 +152,8 @@ export class RemoteVm implements ManagedVm {
   }
 
   #undo(name: "resume" | "unpreserve"): void {
+    // Of a VMM that is gone the kernel has undone everything.
+    if (!this.client.isOpen) return;
     this.#move("undoing");
     this.ask({ do: name }, (outcome) => {
       if (outcome !== "done") {
@@ -159,6 +165,7 @@ export class RemoteVm implements ManagedVm {
   }
 
   #move(state: VmState): void {
+    if (this.entry.vm !== this) return;
     this.entry.state = state;
     this.#waiter.changed(this.entry);
   }

@@ -525,6 +525,28 @@ describe("AgentServer", () => {
       assertOrdinary(world, world.vms);
     });
 
+    test("not while the VMM that had it before may live, be it without a connection", () => {
+      for (const hasCustody of [false, true]) {
+        const world = jumped(["vm0"], { hasCustody });
+        const first = world.startVm("vm0");
+        first.before = () => {
+          world.killAgent();
+        };
+        world.settle(3);
+        first.hangs = true;
+        world.startAgent();
+        const second = world.startVm("vm0");
+        world.settle(10);
+        assert.match(second.client.problem ?? "", /EEXIST.*pid 10\d was the VMM of vm0, and lives/);
+        assert.deepEqual(second.story, []);
+        second.kill();
+        first.before = () => undefined;
+        first.hangs = false;
+        world.settle();
+        assertOrdinary(world, [first]);
+      }
+    });
+
     test("a session goes to its owner's user alone", () => {
       const world = worldWithVms([]);
       world.startVm("vm0", 1001);
@@ -550,11 +572,14 @@ describe("AgentServer", () => {
       const vm = world.startVm("vm0", 1001);
       world.settle();
       world.killAgent();
-      vm.kill();
+      vm.hangs = true;
       world.startAgent();
       const other = world.startVm("vm0", 1002);
       world.settle();
       assert.match(other.client.problem ?? "", /EACCES/);
+      vm.kill();
+      world.settle();
+      assert.deepEqual(other.story, ["begin"], "the VM has ended with its VMM");
     });
 
     test("what is handed in must be the VM's own session, and what is not is closed", () => {
@@ -845,6 +870,7 @@ describe("AgentServer", () => {
       vm.before = () => {
         world.killAgent();
         world.store.text = null;
+        vm.before = () => undefined;
       };
       world.settle(5);
       world.startAgent();

@@ -60,6 +60,8 @@ export interface AgentServerOptions {
   readonly handedIn?: readonly { readonly name: string; readonly session: number }[];
   /** As {@link VmRegistry} needs it; default: what answers GET_NAME is one. */
   readonly isSession?: (fd: number) => boolean;
+  /** As {@link VmRegistry} needs it; default: of no process that is known. */
+  readonly hasEnded?: (pid: number) => boolean;
   /** Told of all that happens, for a log; default: nobody. */
   readonly observe?: (event: ProgressEvent) => void;
 }
@@ -101,7 +103,8 @@ export class AgentServer {
   #nextSaveNs = Number.NEGATIVE_INFINITY;
 
   private constructor(options: AgentServerOptions, past: Past) {
-    const { host, endpoint, group, custody = null, isSession = () => true } = options;
+    const { host, endpoint, group, custody = null } = options;
+    const { isSession = () => true, hasEnded = () => false } = options;
     this.#options = options;
     this.#agent = past.agent;
     this.#journal = past.journal;
@@ -116,11 +119,11 @@ export class AgentServer {
     };
     this.#hub = new ClientHub(endpoint, host, group, {
       message: (client, message, fds) => this.#message(client, message, fds),
-      gone: (client, reason, isBreach) => this.#gone(client, reason, isBreach),
+      gone: (client, reason) => this.#gone(client, reason),
     });
     const { restoration, isUnknown } = past;
     this.#registry = new VmRegistry(
-      { host, waiter, restoration, custody, isSession, isPastUnknown: isUnknown },
+      { host, waiter, restoration, custody, isSession, hasEnded, isPastUnknown: isUnknown },
       past.vms,
     );
     this.#completion = new Completion({
@@ -170,6 +173,7 @@ export class AgentServer {
    */
   poll(timeoutNs: number): void {
     this.#hub.hear(timeoutNs);
+    this.#registry.forgetEnded();
     this.#registry.noteOverdue();
     this.#answerWaits();
     this.#save();
@@ -258,6 +262,8 @@ export class AgentServer {
           session: own === null ? null : { fds: 1 },
           update: this.#agent.updates,
         };
+        // An agent that is started anew must know who may have the VM.
+        this.#save();
         this.#succeed(client, id, result, fds);
         // What an agent before this one had begun. Of one that did not take the answer there is nothing to undo.
         if (!client.isOpen) return null;
@@ -282,7 +288,7 @@ export class AgentServer {
         vmOf(client, request.call).setResources(request.resources);
         return {};
       case "unregister":
-        this.#registry.leave(vmOf(client, request.call), "it was unregistered", false);
+        this.#registry.leave(vmOf(client, request.call), "it was unregistered", true);
         return {};
     }
   }
@@ -356,7 +362,7 @@ export class AgentServer {
       );
   }
 
-  #gone(client: Client, reason: string, isBreach: boolean): void {
+  #gone(client: Client, reason: string): void {
     this.#waits = this.#waits.filter((wait) => wait.client !== client);
     const { vm } = client;
     if (vm === null) return;
@@ -367,7 +373,7 @@ export class AgentServer {
         "update",
         `the VMM of ${vm.name} (${client.name}) is gone: ${reason}`,
       );
-    this.#registry.leave(vm, reason, isBreach);
+    this.#registry.leave(vm, reason, false);
   }
 
   #waitUntil(isDone: () => boolean, deadlineNs: number): void {

@@ -40,12 +40,14 @@ export const GROUP = 77;
 export class FakeProcess {
   readonly fds = new Set<number>();
   readonly channels: FakeChannel[] = [];
+  hasEnded = false;
   readonly host: Host;
   readonly peer: Peer;
   readonly #fake: FakeHost;
 
   constructor(world: World, uid: number) {
     const fake = world.fake;
+    world.processes.push(this);
     this.#fake = fake;
     this.peer = { pid: world.nextPid++, uid, gid: GROUP, groups: [] };
     const opened = (fd: number) => {
@@ -103,6 +105,7 @@ export class FakeProcess {
 
   /** Everything goes that it has. */
   exit(): void {
+    this.hasEnded = true;
     for (const channel of this.channels) channel.close();
     for (const fd of [...this.fds]) this.close(fd);
   }
@@ -266,6 +269,8 @@ export interface WorldOptions {
 /** A host: its kernel, the agent, VMMs and operators. */
 export class World {
   fake = new FakeHost();
+  /** Of this kernel, those that have ended, too. */
+  processes: FakeProcess[] = [];
   nextPid = 100;
   waitedNs = 0;
   /** The kernel has ended: nobody on it does anything any more, however its stack unwinds. */
@@ -308,6 +313,7 @@ export class World {
       group: GROUP,
       custody: this.#custody,
       handedIn,
+      hasEnded: (pid) => this.processes.every(({ peer, hasEnded }) => peer.pid !== pid || hasEnded),
       ...(this.#options.timeoutNs === undefined ? {} : { timeoutNs: this.#options.timeoutNs }),
       ...changes,
     });
@@ -365,6 +371,7 @@ export class World {
   jump(): void {
     this.fake = this.fake.afterJump();
     this.hasEnded = false;
+    this.processes = [];
     this.boot++;
     this.server = null;
     this.#endpoint = null;

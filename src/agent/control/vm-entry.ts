@@ -13,6 +13,8 @@ export class VmEntry {
   state: VmState;
   /** Its VMM; null while none is connected. */
   vm: RemoteVm | null = null;
+  /** Process of its last VMM; null when that has let go of it. It may live on without a connection, and have the VM's memory. */
+  holderPid: number | null = null;
   blackoutNs: number | null = null;
   /** What went wrong last; null when nothing did. */
   problem: string | null = null;
@@ -27,6 +29,7 @@ export class VmEntry {
   static ofPast(past: PastVm): VmEntry {
     const state = past.state === "registered" ? "absent" : past.state;
     const entry = new VmEntry(past.name, past.ownerUid, state);
+    entry.holderPid = past.holderPid;
     entry.blackoutNs = past.blackoutNs;
     entry.problem = past.problem;
     return entry;
@@ -38,13 +41,14 @@ export class VmEntry {
   }
 
   get past(): PastVm {
-    const { name, ownerUid, state, blackoutNs, problem } = this;
+    const { name, ownerUid, state, holderPid, blackoutNs, problem } = this;
     const isPast =
       state === "incoming" || state === "restoring" || state === "restored" || state === "lost";
     return {
       name,
       ownerUid,
       state: isPast ? state : "registered",
+      holderPid,
       blackoutNs,
       problem,
     };

@@ -2,7 +2,7 @@
  * The VMs that an agent knows, by name: who may have one, who has it, and what becomes of it when its VMM ends.
  *
  * Invariants: at most one VMM has a VM. A session that an update carried goes to a VMM of its owner's user only, and never
- * to one after its guest has run. A descriptor that is handed in is a session of that VM, or closed.
+ * to one after its guest has run, or while the VMM that had it before may live. A descriptor that is handed in is a session of that VM, or closed.
  * @module
  */
 import { KernelError } from "../../base/errno.ts";
@@ -33,6 +33,8 @@ export interface RegistryOptions {
    * such a call could do anything, in the agent's name.
    */
   readonly isSession: (fd: number) => boolean;
+  /** Whether a process has ended for certain: a VMM that has lost its connection may still run its guest. */
+  readonly hasEnded: (pid: number) => boolean;
   /** What became of the VMs of the last update is not known: a state or a journal could not be read. */
   readonly isPastUnknown: boolean;
 }
@@ -56,6 +58,17 @@ export class VmRegistry {
   /** VMs whose VMMs are connected. */
   get vms(): readonly RemoteVm[] {
     return this.entries.flatMap(({ vm }) => vm ?? []);
+  }
+
+  /** Forgets ordinary VMs whose VMMs have ended. */
+  forgetEnded(): void {
+    const { hasEnded, waiter } = this.#options;
+    for (const entry of this.#entries.values()) {
+      if (entry.state !== "absent" || entry.holderPid === null || !hasEnded(entry.holderPid))
+        continue;
+      this.#entries.delete(entry.name);
+      waiter.changed(entry);
+    }
   }
 
   /** Says of each VM what its VMM has not answered in time. */
@@ -86,6 +99,7 @@ export class VmRegistry {
 
   /** Why there can be no update as things are. */
   get blockers(): readonly string[] {
+    this.forgetEnded();
     return this.entries.flatMap(({ name, state, problem }) => {
       const why = problem === null ? "" : ` (${problem})`;
       if (state === "absent")
@@ -117,6 +131,7 @@ export class VmRegistry {
       const session = this.#take(entry, state, handedIn);
       const vm = new RemoteVm(waiter, client, entry, resources);
       entry.vm = vm;
+      entry.holderPid = client.pid;
       entry.problem = null;
       client.vm = vm;
       this.#entries.set(name, entry);
@@ -128,13 +143,14 @@ export class VmRegistry {
   /**
    * A VM has no VMM any more.
    *
-   * @param isBreach - the agent has closed the connection: the VMM may go on without it
+   * @param isLetGo - the VMM has said so; else it may live on, without a connection
    */
-  leave(vm: RemoteVm, reason: string, isBreach: boolean): void {
+  leave(vm: RemoteVm, reason: string, isLetGo: boolean): void {
     const { entry, client } = vm;
     if (entry.vm !== vm) return;
     entry.vm = null;
     client.vm = null;
+    if (isLetGo) entry.holderPid = null;
     switch (entry.state) {
       case "restoring":
         entry.state = "incoming";
@@ -147,7 +163,7 @@ export class VmRegistry {
       default:
         entry.state = "absent";
         entry.problem = reason;
-        if (!isBreach) this.#entries.delete(entry.name);
+        if (isLetGo) this.#entries.delete(entry.name);
     }
     vm.gone(reason);
     this.#options.waiter.changed(entry);
@@ -224,6 +240,12 @@ export class VmRegistry {
       throw refused("EEXIST", `${name} is registered already, by ${found.vm.client.name}`);
     if (found.ownerUid !== null && client.uid !== found.ownerUid)
       throw refused("EACCES", `${name} belongs to uid ${found.ownerUid}, not to ${client.name}`);
+    const { holderPid } = found;
+    if (holderPid !== null && holderPid !== client.pid && !this.#options.hasEnded(holderPid))
+      throw refused(
+        "EEXIST",
+        `pid ${holderPid} was the VMM of ${name}, and lives, if without a connection: it comes back or ends first`,
+      );
     return found;
   }
 
