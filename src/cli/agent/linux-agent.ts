@@ -17,6 +17,7 @@ import { isKernelError, KernelError } from "../../base/errno.ts";
 import { type Ffi, loadFfi } from "../../linux/ffi.ts";
 import { LinuxHost } from "../../linux/linux-host.ts";
 import { isSessionFile } from "../../linux/open-files.ts";
+import { processHasEnded } from "../../linux/process-state.ts";
 import {
   type PassedDescriptor,
   ServiceManager,
@@ -83,6 +84,7 @@ export async function runLinuxAgent(
         .filter(isSession)
         .map(({ fd, name }) => ({ name: name.slice(SESSION_PREFIX.length), session: fd })),
       isSession: isSessionFile,
+      hasEnded: processHasEnded,
       observe: (progress) => say({ event: "progress", progress }),
     });
   } catch (error) {
