@@ -8,7 +8,15 @@
  * Not trusted: the command line and the file. What is wrong there gives a clock that begins with this boot.
  * @module
  */
-import { linkSync, mkdirSync, readFileSync, renameSync, rmSync, writeFileSync } from "node:fs";
+import {
+  existsSync,
+  linkSync,
+  mkdirSync,
+  readFileSync,
+  renameSync,
+  rmSync,
+  writeFileSync,
+} from "node:fs";
 import { join } from "node:path";
 import { isIndex } from "../base/units.ts";
 import type { BootCounter } from "./boot-counter.ts";
@@ -42,7 +50,7 @@ export interface ClockOptions {
   readonly monotonicNs: () => number;
   /** Blocks. */
   readonly sleep: (timeoutNs: number) => void;
-  /** Where the processes of this boot agree; made when it is missing. */
+  /** Where the processes of this boot agree; made when it is missing, but not what it is in. */
   readonly folder: string;
   /** /proc/cmdline */
   readonly commandLine: string;
@@ -146,7 +154,7 @@ function agree(folder: string, bootId: string, find: () => number): number {
   const bootedAtNs = find();
   const own = `${path}.${process.pid}`;
   try {
-    mkdirSync(folder, { recursive: true, mode: 0o755 });
+    if (!existsSync(folder)) mkdirSync(folder, { mode: 0o755 });
     writeFileSync(own, JSON.stringify({ bootId, bootedAtNs }), { flag: "wx", mode: 0o644 });
   } catch (error) {
     if (isNodeError(error, ["EACCES", "EROFS", "ENOENT", "ENOSPC"])) return bootedAtNs;

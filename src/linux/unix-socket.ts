@@ -11,6 +11,7 @@ import {
   chmodSync,
   chownSync,
   closeSync,
+  existsSync,
   lstatSync,
   mkdirSync,
   openSync,
@@ -93,13 +94,14 @@ export class UnixEndpoint implements Endpoint {
   }
 
   /**
-   * Listens at a path. What an agent that is dead has left there is replaced.
+   * Listens at a path, whose folder is made when it is missing. What an agent that is dead has left there is replaced.
    * @throws {KernelError} EADDRINUSE somebody listens there, or the path is something else than a socket; EACCES;
    *   ENAMETOOLONG above 107 bytes
    */
   static listen(ffi: Ffi, { path, mode, gid }: ListenOptions): UnixEndpoint {
     return withUndo((undo) => {
-      nodeCall("mkdir", dirname(path), () => mkdirSync(dirname(path), { recursive: true }));
+      const folder = dirname(path);
+      if (!existsSync(folder)) nodeCall("mkdir", folder, () => mkdirSync(folder));
       const lock = lockPath(ffi, path);
       undo(() => closeSync(lock));
       removeStale(ffi, path);
