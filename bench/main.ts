@@ -4,22 +4,31 @@
  * Exit status 1 when one is missed.
  * @module
  */
+
+import { missingQemu } from "../tests/qemu/rig.ts";
 import { blackoutRows } from "./blackout.ts";
 import { handoverRows } from "./handover-size.ts";
 import { inspectRows } from "./inspect.ts";
 import { residentMemory, updateRows } from "./live-update.ts";
 import { mapRows, unitRows, walkRows } from "./page-tables.ts";
 import { referenceRates } from "./reference.ts";
+import { accessRows } from "./register-accesses.ts";
 import { printSection, type Row } from "./report.ts";
 
 /** For each case of the C reference. */
 const REFERENCE_MS = 300;
 
-console.error("measuring the blackout of the live machine, and the loops in C ...");
+const noQemu = missingQemu();
+if (noQemu !== null)
+  console.error(
+    `\n*** SKIPPED: everything on QEMU's hardware, (g) and a column of (e): ${noQemu}\n`,
+  );
+console.error("measuring blackouts, and the loops in C ...");
 // First what needs processes of their own: Linux does not let one fork that has a terabyte mapped.
-const blackout = await blackoutRows();
+const blackout = await blackoutRows(noQemu === null);
+const accesses = noQemu === null ? await accessRows() : [];
 const reference = referenceRates(REFERENCE_MS);
-const sections: readonly [title: string, measure: () => Row[]][] = [
+const sections: [title: string, measure: () => Row[]][] = [
   ["(a) page tables: entries mapped and unmapped, beside C", () => mapRows(reference)],
   [
     "(b) translations of random addresses, beside a walk in C",
@@ -33,6 +42,8 @@ const sections: readonly [title: string, measure: () => Row[]][] = [
   ["(e) the blackout of the live machine, medians", () => blackout],
   ["(f) holdfast inspect: 1 GiB, 10,000 preserved extents, found by search", inspectRows],
 ];
+if (noQemu === null)
+  sections.push(["(g) register accesses of an update of two VMs on QEMU", () => accesses]);
 
 let ok = true;
 for (const [title, measure] of sections) {

@@ -72,7 +72,7 @@ function makeConfig(framesPerSecond: number, installed: readonly KernelImage[]):
 }
 
 /** Runs the demo's host. */
-export async function runHost(t: TestContext, run: Run): Promise<Outcome> {
+export async function runHost(t: Pick<TestContext, "diagnostic">, run: Run): Promise<Outcome> {
   const { updates, framesPerSecond } = run;
   const images = makeImages(updates, run.image ?? DEMO_IMAGE);
   const plan = planToCommandLine({

@@ -14,10 +14,11 @@ import { skipUnless } from "../linux/rig.ts";
 
 /** For the `skip` of tests, as {@link skipUnless}. */
 export function skipReason(): string | false {
-  return skipUnless("QEMU's hardware", missing());
+  return skipUnless("QEMU's hardware", missingQemu());
 }
 
-function missing(): string | null {
+/** Why there is no QEMU to run, or null. */
+export function missingQemu(): string | null {
   if (process.platform !== "linux") return "needs Linux";
   try {
     findQemu();
