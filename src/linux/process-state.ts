@@ -6,6 +6,9 @@
  */
 import { readFileSync } from "node:fs";
 
+/** num_threads, counted from the state on. */
+const THREADS_FIELD = 17;
+
 /**
  * @param pid - as SO_PEERCRED tells it; 0 is one of another pid namespace, of which nothing is known
  * @returns true only when it has ended for certain, and its descriptors are closed: also as a zombie. A process that has got the
@@ -23,6 +26,9 @@ export function processHasEnded(pid: number): boolean {
     throw error;
   }
   // The name of the program stands before it, in parentheses, and may have any character in it.
-  const state = stat.slice(stat.lastIndexOf(")") + 2)[0];
-  return state === "Z" || state === "X";
+  const fields = stat.slice(stat.lastIndexOf(")") + 2).split(" ");
+  const [state] = fields;
+  // A first thread can end before the others.
+  const threads = Number(fields[THREADS_FIELD]);
+  return (state === "Z" || state === "X") && threads <= 1;
 }
