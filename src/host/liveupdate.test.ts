@@ -1,15 +1,6 @@
 import assert from "node:assert/strict";
 import { createHash } from "node:crypto";
 import { describe, test } from "node:test";
-import {
-  LIVEUPDATE_IOCTL_CREATE_SESSION,
-  LIVEUPDATE_IOCTL_CREATE_SESSION_ARG,
-  LIVEUPDATE_IOCTL_RETRIEVE_SESSION,
-  LIVEUPDATE_SESSION_FINISH,
-  LIVEUPDATE_SESSION_GET_NAME,
-  LIVEUPDATE_SESSION_PRESERVE_FD,
-} from "../abi/uapi/liveupdate.ts";
-import { ByteWords } from "../abi/words.ts";
 import { type ErrnoCode, KernelError } from "../base/errno.ts";
 import { Rig, ToyFile, ToyFlb, ToyHandler } from "../kernel/liveupdate/test-rig.ts";
 import { keptRanges } from "../machine/embedded/kexec-kept.ts";
@@ -52,146 +43,7 @@ function toy(rig: Rig, id: number): number {
   return rig.fds.install(new ToyFile(id));
 }
 
-describe("/dev/liveupdate", () => {
-  test("open() fails with EBUSY while somebody has it open", () => {
-    const rig = Rig.cold();
-    const device = rig.openDevice();
-    fails("EBUSY", () => rig.luo.openDevice());
-    rig.close(device);
-    rig.close(rig.openDevice());
-  });
-
-  test("a session outlives the device's descriptor", () => {
-    const rig = Rig.cold();
-    const device = rig.openDevice();
-    const session = createSession(rig, device, "s");
-    rig.close(device);
-    preserveFd(rig, session, memfd(rig, "x"), 1n);
-    assert.equal(getName(rig, session), "s");
-  });
-
-  test("create fails with EEXIST for a name in use, and not after its session was closed", () => {
-    const rig = Rig.cold();
-    const device = rig.openDevice();
-    const session = createSession(rig, device, "s");
-    fails("EEXIST", () => createSession(rig, device, "s"));
-    createSession(rig, device, "t");
-    rig.close(session);
-    createSession(rig, device, "s");
-  });
-
-  test("create takes 63 bytes, fails with EINVAL for none, 64, and what is not UTF-8", () => {
-    const rig = Rig.cold();
-    const device = rig.openDevice();
-    assert.equal(getName(rig, createSession(rig, device, "n".repeat(63))), "n".repeat(63));
-    assert.equal(getName(rig, createSession(rig, device, "größe")), "größe");
-    fails("EINVAL", () => createSession(rig, device, ""));
-    const layout = LIVEUPDATE_IOCTL_CREATE_SESSION_ARG;
-    for (const byte of [0x61, 0xff]) {
-      const bytes = new Uint8Array(layout.sizeBytes).fill(byte);
-      if (byte === 0xff) bytes[71] = 0;
-      new ByteWords(bytes).store32(0, layout.sizeBytes);
-      const before = bytes.slice();
-      fails("EINVAL", () => rig.ioctl(device, LIVEUPDATE_IOCTL_CREATE_SESSION, { bytes }));
-      assert.deepEqual(bytes, before, "the argument is untouched");
-    }
-  });
-
-  test("create fails with EMFILE when no descriptor is free, and leaves no session", () => {
-    const rig = Rig.cold({ fileLimit: 2 });
-    const device = rig.openDevice();
-    const other = memfd(rig);
-    const before = rig.usage();
-    fails("EMFILE", () => createSession(rig, device, "s"));
-    assert.deepEqual(rig.usage(), before);
-    rig.close(other);
-    createSession(rig, device, "s");
-  });
-
-  test("requests fail with ENOTTY, EFAULT, EINVAL and E2BIG as the uAPI says", () => {
-    const rig = Rig.cold();
-    const device = rig.openDevice();
-    const session = createSession(rig, device, "s");
-    const sized = (length: number, size = length) => {
-      const bytes = new Uint8Array(length);
-      new ByteWords(bytes).store32(0, size);
-      return { bytes };
-    };
-    for (const [fd, request, minimum] of [
-      [device, LIVEUPDATE_IOCTL_CREATE_SESSION, 72],
-      [device, LIVEUPDATE_IOCTL_RETRIEVE_SESSION, 72],
-      [session, LIVEUPDATE_SESSION_PRESERVE_FD, 16],
-      [session, LIVEUPDATE_SESSION_GET_NAME, 72],
-    ] as const) {
-      const empty = new Uint8Array(0);
-      fails("EFAULT", () => rig.ioctl(fd, request, { bytes: empty }));
-      fails("EFAULT", () => rig.ioctl(fd, request, undefined as never));
-      fails("EFAULT", () => rig.ioctl(fd, request, sized(minimum, 4000)));
-      fails("EINVAL", () => rig.ioctl(fd, request, sized(minimum, minimum - 1)));
-      const tail = sized(minimum + 4);
-      tail.bytes[minimum + 1] = 1;
-      fails("E2BIG", () => rig.ioctl(fd, request, tail));
-      fails("ENOTTY", () => rig.ioctl(fd, request | 0x40000000, sized(minimum)));
-      fails("EFAULT", () => rig.ioctl(fd, request | 0x40000000, { bytes: empty }));
-      fails("ENOTTY", () => rig.ioctl(fd, request + 0x20, sized(minimum)));
-      fails("ENOTTY", () => rig.ioctl(fd, request + 0x20, { bytes: empty }));
-      fails("ENOTTY", () => rig.ioctl(fd, Number.NaN, sized(minimum)));
-    }
-    // A longer structure of a later uAPI is fine while the rest is zero.
-    assert.equal(rig.ioctl(session, LIVEUPDATE_SESSION_GET_NAME, sized(200)), 0);
-  });
-});
-
 describe("a created session", () => {
-  test("preserve fails with EEXIST for a used token, before the descriptor is looked at", () => {
-    const { rig } = toyRig();
-    const session = createSession(rig, rig.openDevice(), "s");
-    preserveFd(rig, session, toy(rig, 1), 5n);
-    fails("EEXIST", () => preserveFd(rig, session, toy(rig, 2), 5n));
-    fails("EEXIST", () => preserveFd(rig, session, 999, 5n));
-    preserveFd(rig, createSession(rig, 0, "t"), toy(rig, 3), 5n);
-  });
-
-  test("preserve fails with EBADF, with ENOENT without a handler, with EBUSY for a preserved inode", () => {
-    const { rig } = toyRig();
-    const device = rig.openDevice();
-    const session = createSession(rig, device, "s");
-    const other = createSession(rig, device, "t");
-    const file = memfd(rig, "x");
-    const before = rig.usage();
-    fails("EBADF", () => preserveFd(rig, session, 999, 1n));
-    fails("EBADF", () => preserveFd(rig, session, -1, 1n));
-    fails("ENOENT", () => preserveFd(rig, session, device, 1n));
-    fails("ENOENT", () => preserveFd(rig, session, session, 1n));
-    assert.deepEqual(rig.usage(), before);
-    preserveFd(rig, session, file, 1n);
-    fails("EBUSY", () => preserveFd(rig, session, file, 2n));
-    fails("EBUSY", () => preserveFd(rig, other, file, 1n));
-    rig.close(session);
-    preserveFd(rig, other, file, 2n ** 64n - 1n);
-  });
-
-  test("requests of a retrieved session fail with EINVAL", () => {
-    const { rig } = toyRig();
-    const session = createSession(rig, rig.openDevice(), "s");
-    preserveFd(rig, session, toy(rig, 1), 1n);
-    fails("EINVAL", () => retrieveFd(rig, session, 1n));
-    fails("EINVAL", () => finish(rig, session));
-    fails("EINVAL", () =>
-      rig.ioctl(session, LIVEUPDATE_SESSION_FINISH, { bytes: Uint8Array.of(0, 0, 0, 0) }),
-    );
-    fails("ENOENT", () => retrieveSession(rig, 0, "s"));
-  });
-
-  test("get name fails with EINVAL when reserved is set", () => {
-    const rig = Rig.cold();
-    const session = createSession(rig, rig.openDevice(), "s");
-    const bytes = new Uint8Array(72);
-    new ByteWords(bytes).store32(0, 72);
-    bytes[4] = 1;
-    fails("EINVAL", () => rig.ioctl(session, LIVEUPDATE_SESSION_GET_NAME, { bytes }));
-  });
-
   test("close unpreserves all files, last first, and gives everything back", () => {
     const { rig, calls } = toyRig(true);
     const device = rig.openDevice();
@@ -391,53 +243,6 @@ describe("preserve", () => {
 });
 
 describe("a session of the previous kernel", () => {
-  test("is retrieved by name once, its files by token in any order and again", () => {
-    const { rig, calls } = toyRig();
-    const session = createSession(rig, rig.openDevice(), "vm0");
-    for (const id of [10, 11, 12]) preserveFd(rig, session, toy(rig, id), BigInt(id * 2));
-    const next = rig.jump();
-    const device = next.openDevice();
-    fails("ENOENT", () => retrieveSession(next, device, "vm1"));
-    fails("ENOENT", () => retrieveSession(next, device, ""));
-    const retrieved = retrieveSession(next, device, "vm0");
-    assert.equal(getName(next, retrieved), "vm0");
-    fails("EINVAL", () => retrieveSession(next, device, "vm0"));
-    calls.length = 0;
-    const fd = retrieveFd(next, retrieved, 24n);
-    assert.equal((next.fds.get(fd) as ToyFile).id, 12);
-    const again = retrieveFd(next, retrieved, 24n);
-    assert.notEqual(again, fd);
-    assert.equal(next.fds.get(again), next.fds.get(fd));
-    retrieveFd(next, retrieved, 20n);
-    assert.deepEqual(calls, ["retrieve 12", "retrieve 10"]);
-    fails("ENOENT", () => retrieveFd(next, retrieved, 1n));
-    fails("EINVAL", () => preserveFd(next, retrieved, fd, 1n));
-  });
-
-  test("has a name space of its own", () => {
-    const { rig } = toyRig();
-    createSession(rig, rig.openDevice(), "s");
-    const next = rig.jump();
-    const device = next.openDevice();
-    createSession(next, device, "s");
-    retrieveSession(next, device, "s");
-  });
-
-  test("retrieve fails with EMFILE before its handler is asked", () => {
-    const calls: string[] = [];
-    const rig = Rig.cold({ handlers: () => [new ToyHandler(calls)], fileLimit: 3 });
-    const session = createSession(rig, rig.openDevice(), "s");
-    preserveFd(rig, session, toy(rig, 1), 1n);
-    const next = rig.jump();
-    const device = next.openDevice();
-    const retrieved = retrieveSession(next, device, "s");
-    const full = memfd(next);
-    fails("EMFILE", () => retrieveFd(next, retrieved, 1n));
-    assert.equal(calls.includes("retrieve 1"), false);
-    next.close(full);
-    retrieveFd(next, retrieved, 1n);
-  });
-
   test("a retrieval that failed fails for ever, and finish discards the file", () => {
     const { rig, calls } = toyRig();
     const session = createSession(rig, rig.openDevice(), "s");
@@ -487,15 +292,6 @@ describe("a session of the previous kernel", () => {
     assert.deepEqual([incomingSessions, incomingFlbs, preservedInodes], [0, 0, 0]);
   });
 
-  test("finish fails with EINVAL when reserved is set", () => {
-    const { rig } = toyRig();
-    createSession(rig, rig.openDevice(), "s");
-    const next = rig.jump();
-    const retrieved = retrieveSession(next, next.openDevice(), "s");
-    const bytes = Uint8Array.of(8, 0, 0, 0, 1, 0, 0, 0);
-    fails("EINVAL", () => next.ioctl(retrieved, LIVEUPDATE_SESSION_FINISH, { bytes }));
-  });
-
   test("a failure before any file is finished leaves all of them", () => {
     const { rig, calls } = toyRig();
     const session = createSession(rig, rig.openDevice(), "s");
@@ -512,23 +308,6 @@ describe("a session of the previous kernel", () => {
     }
     assert.deepEqual(calls, []);
     retrieveFd(next, retrieved, 2n);
-  });
-
-  test("a retrieved file cannot be preserved before its session is finished: EBUSY", () => {
-    const { rig } = toyRig();
-    const session = createSession(rig, rig.openDevice(), "s");
-    preserveFd(rig, session, toy(rig, 1), 1n);
-    const next = rig.jump();
-    const device = next.openDevice();
-    const retrieved = retrieveSession(next, device, "s");
-    const fd = retrieveFd(next, retrieved, 1n);
-    const outgoing = createSession(next, device, "s");
-    fails("EBUSY", () => preserveFd(next, outgoing, fd, 1n));
-    finish(next, retrieved);
-    preserveFd(next, outgoing, fd, 1n);
-    const third = next.jump();
-    const last = retrieveSession(third, third.openDevice(), "s");
-    assert.equal((third.fds.get(retrieveFd(third, last, 1n)) as ToyFile).id, 1);
   });
 
   test("a file lives as long as its session is unfinished or a descriptor is open", () => {
@@ -681,37 +460,6 @@ describe("many", () => {
     assert.deepEqual(rig.usage(), before);
     const next = rig.jump();
     assert.equal(next.luo.counts().incomingSessions, 51);
-  });
-
-  test("2000 sessions", () => {
-    const rig = Rig.cold();
-    const device = rig.openDevice();
-    for (let i = 0; i < 2000; i++) createSession(rig, device, `session ${i}`);
-    const next = rig.jump();
-    const nextDevice = next.openDevice();
-    for (let i = 1999; i >= 0; i--) {
-      const session = retrieveSession(next, nextDevice, `session ${i}`);
-      finish(next, session);
-      next.close(session);
-    }
-    assert.equal(next.luo.counts().incomingSessions, 0);
-    assert.equal(next.kho.unrestoredPages(), 0);
-  });
-
-  test("500 files, each with its own bytes", () => {
-    const rig = Rig.cold();
-    const session = createSession(rig, rig.openDevice(), "s");
-    for (let i = 0; i < 500; i++) preserveFd(rig, session, memfd(rig, `file ${i}`), BigInt(i));
-    const next = rig.jump();
-    const retrieved = retrieveSession(next, next.openDevice(), "s");
-    for (let i = 0; i < 500; i++) {
-      const file = next.fds.get(retrieveFd(next, retrieved, BigInt(i)));
-      const bytes = new Uint8Array(32);
-      const count = file.pread(bytes, 0);
-      assert.equal(new TextDecoder().decode(bytes.subarray(0, count)), `file ${i}`);
-    }
-    finish(next, retrieved);
-    assert.equal(next.kho.unrestoredPages(), 0);
   });
 
   test("ten updates in a row use no more memory from one to the next", () => {

@@ -1,7 +1,8 @@
 /**
  * The conformance suite on a real Linux in QEMU: one machine, one boot and as many jumps as the cases have stages.
  */
-import { after, before, describe } from "node:test";
+import assert from "node:assert/strict";
+import { after, before, describe, test } from "node:test";
 import { LinuxMachine, programAt, skipReason } from "../linux/rig.ts";
 import { describeCases } from "./case-tests.ts";
 import type { StageResult } from "./conformance-case.ts";
@@ -32,4 +33,8 @@ describe("conformance of Linux", { skip: skipReason() }, () => {
   after(() => machine?.close());
 
   describeCases("linux", () => results);
+
+  test("the kernels find nothing wrong with themselves meanwhile", () => {
+    assert.doesNotMatch(machine.console(), /WARNING: |BUG: |Oops|Kernel panic|refcount_t/);
+  });
 });

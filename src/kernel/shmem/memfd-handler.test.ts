@@ -12,7 +12,6 @@ import {
   F_SEAL_GROW,
   F_SEAL_SEAL,
   F_SEAL_SHRINK,
-  F_SEAL_WRITE,
   FALLOC_FL_KEEP_SIZE,
   FALLOC_FL_PUNCH_HOLE,
   MFD_ALLOW_SEALING,
@@ -59,61 +58,6 @@ function contents(memfd: MemfdFile): Uint8Array {
 }
 
 describe("a preserved memfd", () => {
-  test("keeps bytes, size, position and seals through the jump", () => {
-    const { rig, session, memfd } = start();
-    const bytes = Uint8Array.from({ length: 5 * PAGE_SIZE + 123 }, (_, i) => (i * 7) % 251);
-    memfd.write(bytes);
-    memfd.seek(4321, 0);
-    memfd.fcntl(F_ADD_SEALS, F_SEAL_SHRINK);
-    preserveFile(rig, session, memfd, 1n);
-    const { next, session: retrieved, memfd: restored } = jump(rig);
-    assert.deepEqual(contents(restored), bytes);
-    assert.equal(restored.position, 4321);
-    assert.equal(restored.fcntl(F_GET_SEALS, 0), F_SEAL_SHRINK);
-    finish(next, retrieved);
-    assert.equal(next.kho.unrestoredPages(), 0);
-    restored.truncate(100 * PAGE_SIZE);
-    restored.pwrite(bytes, 50 * PAGE_SIZE);
-  });
-
-  test("may be written in place until the jump; position and seals of the last moment count", () => {
-    const { rig, session, memfd } = start();
-    memfd.write(new Uint8Array(2 * PAGE_SIZE).fill(1));
-    preserveFile(rig, session, memfd, 1n);
-    memfd.pwrite(Uint8Array.of(99), 5000);
-    memfd.seek(17, 0);
-    memfd.fcntl(F_ADD_SEALS, F_SEAL_GROW);
-    const { memfd: restored } = jump(rig);
-    assert.equal(contents(restored)[5000], 99);
-    assert.equal(restored.position, 17);
-    assert.equal(restored.fcntl(F_GET_SEALS, 0), F_SEAL_GROW);
-  });
-
-  test("has a fixed size: grow, shrink, allocate and punch fail with EPERM until it is unpreserved", () => {
-    const { rig, session, memfd } = start();
-    memfd.truncate(2 * PAGE_SIZE);
-    preserveFile(rig, session, memfd.get(), 1n);
-    const act = () => {
-      memfd.truncate(2 * PAGE_SIZE + 1);
-      memfd.truncate(PAGE_SIZE);
-      memfd.fallocate(0, 0, PAGE_SIZE);
-      memfd.fallocate(FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0, PAGE_SIZE);
-      memfd.pwrite(Uint8Array.of(1), 2 * PAGE_SIZE);
-    };
-    fails("EPERM", () => memfd.truncate(2 * PAGE_SIZE + 1));
-    fails("EPERM", () => memfd.truncate(PAGE_SIZE));
-    fails("EPERM", () => memfd.fallocate(0, 0, PAGE_SIZE));
-    fails("EPERM", () => memfd.fallocate(FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0, PAGE_SIZE));
-    fails("EPERM", () => memfd.pwrite(Uint8Array.of(1, 2), 2 * PAGE_SIZE - 1));
-    memfd.truncate(2 * PAGE_SIZE);
-    memfd.pwrite(Uint8Array.of(1), 2 * PAGE_SIZE - 1);
-    // Its pages are pinned, as upstream's are.
-    fails("EBUSY", () => memfd.fcntl(F_ADD_SEALS, F_SEAL_WRITE));
-    session.put();
-    act();
-    memfd.fcntl(F_ADD_SEALS, F_SEAL_WRITE);
-  });
-
   test("keeps its pages until its session is finished, if it may have been mapped for DMA", () => {
     const punch = (memfd: MemfdFile) =>
       memfd.fallocate(FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0, PAGE_SIZE);
@@ -152,15 +96,6 @@ describe("a preserved memfd", () => {
     restored.truncate(0);
     restored.put();
     assert.equal(next.kho.unrestoredPages(), 0);
-  });
-
-  test("may be empty", () => {
-    const { rig, session, memfd } = start();
-    memfd.seek(9, 0);
-    preserveFile(rig, session, memfd, 1n);
-    const { memfd: restored } = jump(rig);
-    assert.deepEqual(restored.stat(), { ...restored.stat(), sizeBytes: 0, allocatedBytes: 0 });
-    assert.equal(restored.position, 9);
   });
 
   test("sealed for ever stays so; one without execute bits stays writable", () => {
