@@ -19,6 +19,7 @@ const COMMANDS: ReadonlyMap<string, () => Promise<Command>> = new Map([
   ["plan", async () => (await import("./plan.ts")).plan],
   ["update", async () => (await import("./update.ts")).update],
   ["restore", async () => (await import("./restore.ts")).restore],
+  ["testvm", async () => (await import("./testvm/command.ts")).testvm],
   ["inspect", async () => (await import("./inspect.ts")).inspect],
   ["verify", async () => (await import("./verify.ts")).verify],
   ["diff", async () => (await import("./diff.ts")).diff],
