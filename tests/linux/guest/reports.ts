@@ -60,6 +60,8 @@ export interface FinishedReport {
 /** A block of sessions is full, and one of their names was asked for again. */
 export interface DuplicateReport {
   readonly stage: "duplicate";
+  /** Sessions that came from the kernel before. */
+  readonly arrived: number;
   readonly sessions: number;
   /** What the second CREATE failed with. */
   readonly code: string;
