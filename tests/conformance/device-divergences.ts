@@ -59,6 +59,13 @@ export const LATE_EVENTFD: Divergence<number> = {
   ours: 1,
 };
 
+/** The first bytes of memory at IOVA 0, which were all ones. */
+export const STRAY_MSI: Divergence<readonly number[]> = {
+  row: LATE_EVENTFD.row,
+  linux: [0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff],
+  ours: [0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff],
+};
+
 /** Interrupts heard. */
 export const IRQS_LEFT_BY_FAILURE: Divergence<number> = {
   row: "VFIO_DEVICE_SET_IRQS of a bad eventfd while another is set",
@@ -82,6 +89,7 @@ export const DEVICE_DIVERGENCES: readonly Divergence<unknown>[] = [
   PASID_HWPT,
   FAULT_HWPT,
   LATE_EVENTFD,
+  STRAY_MSI,
   IRQS_LEFT_BY_FAILURE,
   OTHER_IRQS,
 ];

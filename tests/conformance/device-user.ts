@@ -19,7 +19,7 @@ import { ioasAlloc, ioasMapFile } from "../../src/host/iommufd.ts";
 import { bindIommufd } from "../../src/host/vfio.ts";
 import { listVfioDevices } from "../../src/host/vfio-devices.ts";
 import type { CaseUser } from "./case-user.ts";
-import type { ConformanceCase, KernelName } from "./conformance-case.ts";
+import type { ConformanceCase, KernelName, Outcome } from "./conformance-case.ts";
 import type { Divergence } from "./divergences.ts";
 
 /** The largest u64. */
@@ -74,8 +74,36 @@ export class DeviceUser {
     assert.equal(outcome, code, `${what} comes to ${outcome}, not ${code}`);
   }
 
-  outcome(call: () => unknown): ReturnType<CaseUser["outcome"]> {
+  outcome(call: () => unknown): Outcome {
     return this.#user.outcome(call);
+  }
+
+  /**
+   * Runs an action with its first, its second, … step failing that can, until it succeeds with none. A try that failed for
+   * that reason has changed nothing, which `check` sees; so has one that succeeded, once `undo` has run.
+   *
+   * Linux's test kernel fails lookups in iommufd as well as allocations (CONFIG_IOMMUFD_TEST), with their errnos.
+   * @returns how many tries failed
+   */
+  failEachStep<T>(action: () => T, undo: (made: T) => void, check: () => void): number {
+    const errnos = ["ENOMEM", ...(this.kernel === "linux" ? ["ENOENT", "EINVAL", "EFAULT"] : [])];
+    let failures = 0;
+    for (let nth = 1; ; nth++) {
+      const made: T[] = [];
+      let outcome: Outcome = "ok";
+      const reached = this.#user.faults.during(nth, () => {
+        outcome = this.outcome(() => made.push(action()));
+      });
+      for (const one of made) undo(one);
+      check();
+      if (!reached) {
+        assert.equal(outcome, "ok", "without a failed step");
+        return failures;
+      }
+      if (outcome === "ok") continue;
+      assert.ok(errnos.includes(outcome), `step ${nth}: ${outcome}`);
+      failures++;
+    }
   }
 
   close(...fds: readonly number[]): void {

@@ -18,11 +18,14 @@ const SETTINGS: readonly (readonly [path: string, value: string])[] = [
   ["fail_page_alloc/ignore-gfp-wait", "N"],
   ["fail_page_alloc/min-order", "0"],
   ["fail_page_alloc/verbose", "0"],
+  // What iommufd fails for its own tests' sake.
+  ["fail_iommufd/verbose", "0"],
 ];
 
 /**
  * Makes any allocation of the calls of this thread fail when it is asked to.
- * @throws {KernelError} ENOENT the kernel has no fault injection (CONFIG_FAILSLAB, CONFIG_FAIL_PAGE_ALLOC, debugfs)
+ * @throws {KernelError} ENOENT the kernel has no fault injection (CONFIG_FAILSLAB, CONFIG_FAIL_PAGE_ALLOC,
+ *   CONFIG_IOMMUFD_TEST, debugfs)
  */
 export function linuxAllocationFaults(host: Host): AllocationFaults {
   for (const [path, value] of SETTINGS) {

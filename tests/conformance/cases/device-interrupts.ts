@@ -10,9 +10,15 @@ import { PCI_COMMAND, PCI_COMMAND_MASTER, PCI_COMMAND_MEMORY } from "../../../sr
 import { EFD_NONBLOCK } from "../../../src/abi/uapi/fs.ts";
 import * as uapi from "../../../src/abi/uapi/vfio.ts";
 import { ByteWords } from "../../../src/abi/words.ts";
+import { PAGE_SIZE } from "../../../src/base/units.ts";
 import * as vfio from "../../../src/host/vfio.ts";
 import type { ConformanceCase } from "../conformance-case.ts";
-import { IRQS_LEFT_BY_FAILURE, LATE_EVENTFD, OTHER_IRQS } from "../device-divergences.ts";
+import {
+  IRQS_LEFT_BY_FAILURE,
+  LATE_EVENTFD,
+  OTHER_IRQS,
+  STRAY_MSI,
+} from "../device-divergences.ts";
 import { type BoundDevice, type DeviceUser, deviceCase, NO_FD } from "../device-user.ts";
 
 const { VFIO_IRQ_SET_DATA_NONE: NONE, VFIO_IRQ_SET_DATA_BOOL: BOOL } = uapi;
@@ -232,6 +238,23 @@ export const INTERRUPT_CASES: readonly ConformanceCase[] = [
     raise();
     assert.equal(wait(user, eventfd), 1);
   }),
+  deviceCase(
+    "an interrupt that comes while the eventfd is taken away, and memory at IOVA 0",
+    (user) => {
+      const { fd, iommufd, raise } = interrupting(user);
+      const eventfd = user.eventfd(EFD_NONBLOCK);
+      const file = user.memfd(PAGE_SIZE);
+      user.host.pwrite(file, new Uint8Array(8).fill(0xff), 0);
+      vfio.attach(user.host, fd, user.ioasOf(iommufd, file, 0, PAGE_SIZE));
+      vfio.setMsiEventfd(user.host, fd, eventfd);
+      vfio.setMsiEventfd(user.host, fd, -1);
+      raise();
+      hearsNothing(user, eventfd);
+      const bytes = new Uint8Array(8);
+      user.host.pread(file, bytes, 0);
+      assert.deepEqual([...bytes], user.expected(STRAY_MSI));
+    },
+  ),
   deviceCase("SET_IRQS that fails on its eventfd while another is set", (user) => {
     const { fd, raise } = interrupting(user);
     const eventfd = user.eventfd(EFD_NONBLOCK);

@@ -103,13 +103,18 @@ function filled(user: DeviceUser, lengthBytes: number, fill: number): number {
   return file;
 }
 
-/** Asserts that a file holds one byte everywhere, but for one transfer's worth of another from `at` on. */
-function holds(user: DeviceUser, file: number, fill: number, at = -1, other = 0): void {
+/** Asserts that a file holds one byte everywhere, but for what transfers of other bytes have written. */
+function holds(
+  user: DeviceUser,
+  file: number,
+  fill: number,
+  ...transfers: readonly (readonly [at: number, byte: number])[]
+): void {
   const { sizeBytes } = user.host.fstat(file);
   const bytes = new Uint8Array(sizeBytes);
   assert.equal(user.host.pread(file, bytes, 0), sizeBytes);
   const wanted = new Uint8Array(sizeBytes).fill(fill);
-  if (at >= 0) wanted.fill(other, at, at + TRANSFER_BYTES);
+  for (const [at, byte] of transfers) wanted.fill(byte, at, at + TRANSFER_BYTES);
   if (Buffer.compare(bytes, wanted) === 0) return;
   const first = bytes.findIndex((byte, i) => byte !== wanted[i]);
   assert.fail(`byte ${first} of a file is ${bytes[first]}, not ${wanted[first]}`);
@@ -131,7 +136,7 @@ export const DMA_CASES: readonly ConformanceCase[] = [
       });
       vfio.attach(user.host, edu.fd, ioasId);
       edu.write(IOVA + PAGE_SIZE + 0x100);
-      holds(user, file, 0x11, 2 * PAGE_SIZE + 0x100, 0xa1);
+      holds(user, file, 0x11, [2 * PAGE_SIZE + 0x100, 0xa1]);
     },
   ),
   deviceCase(
@@ -158,11 +163,9 @@ export const DMA_CASES: readonly ConformanceCase[] = [
     const file = user.memfd(4 * MIB);
     const ioasId = user.ioasOf(edu.iommufd, file, 32 * MIB, 4 * MIB);
     vfio.attach(user.host, edu.fd, ioasId);
-    for (const at of [0, 2 * MIB - TRANSFER_BYTES, 2 * MIB, 4 * MIB - TRANSFER_BYTES]) {
-      edu.write(32 * MIB + at);
-      holds(user, file, 0, at, 0xa2);
-      user.host.pwrite(file, new Uint8Array(TRANSFER_BYTES), at);
-    }
+    const places = [0, 2 * MIB - TRANSFER_BYTES, 2 * MIB, 4 * MIB - TRANSFER_BYTES];
+    for (const at of places) edu.write(32 * MIB + at);
+    holds(user, file, 0, ...places.map((at) => [at, 0xa2] as const));
   }),
   deviceCase(
     "a mapping that is made while the device is attached is reached, one that is gone is not",
@@ -174,10 +177,10 @@ export const DMA_CASES: readonly ConformanceCase[] = [
       const file = filled(user, PAGE_SIZE, 0x22);
       user.map(edu.iommufd, ioasId, { file, iova: IOVA, lengthBytes: PAGE_SIZE });
       edu.write(IOVA);
-      holds(user, file, 0x22, 0, 0xa3);
+      holds(user, file, 0x22, [0, 0xa3]);
       user.unmapAll(edu.iommufd, ioasId);
       edu.write(IOVA + 0x400);
-      holds(user, file, 0x22, 0, 0xa3);
+      holds(user, file, 0x22, [0, 0xa3]);
     },
   ),
   deviceCase("an IOVA that nothing is mapped at is blocked", (user) => {
@@ -202,7 +205,7 @@ export const DMA_CASES: readonly ConformanceCase[] = [
     vfio.attach(user.host, edu.fd, ioasId);
     edu.read(IOVA);
     edu.write(2 * IOVA);
-    holds(user, target, 0x55, 0, 0x44);
+    holds(user, target, 0x55, [0, 0x44]);
     user.host.pwrite(file, new Uint8Array(PAGE_SIZE).fill(0x66), 0);
     edu.write(IOVA);
     holds(user, file, 0x66);
@@ -217,10 +220,10 @@ export const DMA_CASES: readonly ConformanceCase[] = [
     holds(user, file, 0x77);
     vfio.attach(user.host, edu.fd, hwptId);
     edu.write(IOVA);
-    holds(user, file, 0x77, 0, 0xa5);
+    holds(user, file, 0x77, [0, 0xa5]);
     vfio.detach(user.host, edu.fd);
     edu.write(IOVA + 0x800);
-    holds(user, file, 0x77, 0, 0xa5);
+    holds(user, file, 0x77, [0, 0xa5]);
   }),
   deviceCase("replacing the HWPT under an attached device moves its DMA to other files", (user) => {
     const edu = new EduDma(user);
@@ -246,7 +249,7 @@ export const DMA_CASES: readonly ConformanceCase[] = [
     vfio.attach(user.host, edu.fd, hwpts[0]);
     user.unmapAll(edu.iommufd, first);
     edu.write(IOVA + 0x800);
-    for (const [i, file] of files.entries()) holds(user, file, i + 1, i * 0x200, 0xa6);
+    for (const [i, file] of files.entries()) holds(user, file, i + 1, [i * 0x200, 0xa6]);
   }),
   deviceCase("a replacement that fails leaves the attachment as it was", (user) => {
     const edu = new EduDma(user);
@@ -262,7 +265,7 @@ export const DMA_CASES: readonly ConformanceCase[] = [
     user.fails("ENOENT", () => vfio.attach(user.host, edu.fd, NO_ID));
     user.fails("EBUSY", () => iommufd.destroy(user.host, edu.iommufd, hwptId));
     edu.write(IOVA);
-    holds(user, file, 0x11, 0, 0xa7);
+    holds(user, file, 0x11, [0, 0xa7]);
     holds(user, other, 0x22);
     assert.equal(user.unmapAll(edu.iommufd, inTheWay), 2 * PAGE_SIZE);
     iommufd.destroy(user.host, edu.iommufd, inTheWay);
@@ -280,7 +283,7 @@ export const DMA_CASES: readonly ConformanceCase[] = [
     });
     iommufd.destroy(user.host, edu.iommufd, fromIoasId);
     edu.write(IOVA);
-    holds(user, file, 0x12, PAGE_SIZE, 0xa8);
+    holds(user, file, 0x12, [PAGE_SIZE, 0xa8]);
   }),
   deviceCase("a device without bus mastering does no DMA", (user) => {
     const edu = new EduDma(user);
@@ -292,7 +295,7 @@ export const DMA_CASES: readonly ConformanceCase[] = [
     holds(user, file, 0x13);
     edu.setMaster(true);
     edu.write(IOVA);
-    holds(user, file, 0x13, 0, 0xa9);
+    holds(user, file, 0x13, [0, 0xa9]);
   }),
   deviceCase("a file that is mapped keeps its pages when its descriptor is closed", (user) => {
     const edu = new EduDma(user);
@@ -303,7 +306,7 @@ export const DMA_CASES: readonly ConformanceCase[] = [
     user.close(source);
     edu.read(IOVA);
     edu.write(2 * IOVA);
-    holds(user, target, 0, 0, 0xc1);
+    holds(user, target, 0, [0, 0xc1]);
   }),
   deviceCase("the interrupt of a transfer comes after its data", (user) => {
     const edu = new EduDma(user);
@@ -318,6 +321,6 @@ export const DMA_CASES: readonly ConformanceCase[] = [
       assert.ok(user.host.clockNs() < endNs, "the interrupt comes");
       user.host.sleep(STEP_NS);
     }
-    holds(user, file, 0, 0, 0xaa);
+    holds(user, file, 0, [0, 0xaa]);
   }),
 ];
