@@ -14,8 +14,6 @@ import { SocketMessages } from "./socket-messages.ts";
 
 /** SD_LISTEN_FDS_START */
 const FIRST_PASSED_FD = 3;
-/** More than any service has; the number is from the environment. */
-const PASSED_FDS_MAX = 16384;
 const NOTIFY_TIMEOUT_NS = 1e9;
 /** FDNAME_MAX */
 const NAME_BYTES_MAX = 255;
@@ -32,6 +30,7 @@ export interface PassedDescriptor {
 /**
  * Takes the descriptors that the service manager passes; they are the caller's, and no child inherits them.
  * The variables are removed, so that no child takes them for its own.
+ * @throws {KernelError} EBADF the variables name more than there are
  */
 export function takePassedDescriptors(ffi: Ffi, environment: Environment): PassedDescriptor[] {
   const { LISTEN_PID, LISTEN_FDS, LISTEN_FDNAMES } = environment;
@@ -39,8 +38,7 @@ export function takePassedDescriptors(ffi: Ffi, environment: Environment): Passe
     delete environment[name];
   if (LISTEN_PID !== String(process.pid) || !/^\d{1,5}$/.test(LISTEN_FDS ?? "")) return [];
   const names = (LISTEN_FDNAMES ?? "").split(":");
-  const count = Math.min(Number(LISTEN_FDS), PASSED_FDS_MAX);
-  return Array.from({ length: count }, (_, i) => {
+  return Array.from({ length: Number(LISTEN_FDS) }, (_, i) => {
     const fd = FIRST_PASSED_FD + i;
     ffi.fcntl(fd, F_SETFD, FD_CLOEXEC);
     return { fd, name: decodeName(names[i] ?? "") };
