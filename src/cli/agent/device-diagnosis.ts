@@ -14,16 +14,27 @@ import { type Holder, holdersOf } from "../../linux/open-files.ts";
 
 const DEVICE = "/dev/liveupdate";
 
-/** The same error with its reason and the way out, where one is known. */
-export function explainDeviceError(host: Host, error: KernelError): KernelError {
-  const reason = reasonOf(host, error);
+/**
+ * The same error with its reason and the way out, where one is known.
+ * @param openers - who has a file open
+ */
+export function explainDeviceError(
+  host: Host,
+  error: KernelError,
+  openers: (path: string) => readonly Holder[] = holdersOf,
+): KernelError {
+  const reason = reasonOf(host, error, openers);
   return reason === null ? error : new KernelError(error.code, "open", reason, { cause: error });
 }
 
-function reasonOf(host: Host, { code }: KernelError): string | null {
+function reasonOf(
+  host: Host,
+  { code }: KernelError,
+  openers: (path: string) => readonly Holder[],
+): string | null {
   switch (code) {
     case "EBUSY":
-      return `${DEVICE} has one opener at a time, and ${holders(holdersOf(DEVICE))}`;
+      return `${DEVICE} has one opener at a time, and ${openedBy(openers(DEVICE))}`;
     case "EACCES":
     case "EPERM":
       return `${DEVICE} is root's: start the agent as root`;
@@ -36,7 +47,7 @@ function reasonOf(host: Host, { code }: KernelError): string | null {
   }
 }
 
-function holders(found: readonly Holder[]): string {
+function openedBy(found: readonly Holder[]): string {
   if (found.length === 0)
     return "somebody has it open whom this user cannot see: fuser as root tells who";
   const names = found.map(({ pid, name }) => `pid ${pid} (${name})`).join(", ");
