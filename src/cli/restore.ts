@@ -26,7 +26,8 @@ Options:
   --abandon VM     Give this VM up, and all memory that nobody has taken out of its session. May be
                    given again
 ${SOCKET_OPTION_HELP}
-  --json           Print a JSON object in each line: {"event": ...}; at last {"result": ...} or {"error": ...}
+  --json           Print JSON, an object in each line: {"event": ...}; at last {"result": ...}, or
+                   {"error": ...}
   --help           Show this text
 
 Exit status: 0 all VMs are back, but those given up; 1 some are not; ${EXIT_STATUS_HELP}`;

@@ -29,7 +29,8 @@ ${UPDATE_OPTIONS_HELP}
   --dry-run        Only look, as "holdfast plan" does
   --timeout S      Seconds that a VM may take for each step, 1 to 3600
 ${SOCKET_OPTION_HELP}
-  --json           Print a JSON object in each line: {"event": ...}; at last {"jumped": true} or {"error": ...}
+  --json           Print JSON, an object in each line: {"event": ...}; at last {"jumped": true}, or
+                   {"error": ...}
   --help           Show this text
 
 Exit status: 0 the host jumps (or, with --dry-run, could); 1 it does not, everything is as it was, and
