@@ -11,7 +11,8 @@ import { parseCount } from "../values.ts";
 import { type AgentEvent, runLinuxAgent } from "./linux-agent.ts";
 import { groupId, localGroup } from "./user-group.ts";
 
-const STATE_FILE = "/run/holdfast/state.json";
+/** What the agent must not forget as long as its kernel runs. */
+export const STATE_FILE = "/run/holdfast/state.json";
 /** Whose members may talk to the agent when nobody says otherwise, if there is such a group. */
 const GROUP = "holdfast";
 const NS_PER_SECOND = 1e9;
