@@ -4,13 +4,12 @@
  */
 
 import { MIB } from "../../base/units.ts";
-import { RESTORES } from "../../kernel/restores.ts";
 import { type MachineConfig, standardConfig } from "../../machine/embedded/config.ts";
 import { DeterministicMachine } from "../../machine/embedded/deterministic.ts";
 import type { NicStatistics } from "../../machine/embedded/hardware-statistics.ts";
-import type { KernelImage } from "../../machine/machine.ts";
 import { type DemoEvent, type DemoPlan, planToCommandLine } from "./events.ts";
 import { imageSaver } from "./image-saver.ts";
+import { kernelImages } from "./kernel-images.ts";
 import { demoKernel } from "./kernel-module.ts";
 import type { JumpTimes, NicCounts } from "./result.ts";
 import {
@@ -79,7 +78,11 @@ export function runDemo(
   watcher: DemoWatcher,
   signal: AbortSignal,
 ): Promise<DemoRun> {
-  const images = demoImages(version, options.updates);
+  const images = kernelImages(
+    new URL("./image", import.meta.url).href,
+    version,
+    options.updates + 1,
+  );
   const isQemu = options.machine === "qemu";
   const config = standardConfig({
     memoryBytes: hostMemoryBytes(options),
@@ -105,16 +108,6 @@ export function runDemo(
 /** Two nodes: each must hold its share of the VMs, and node 0 what does not fit anywhere else. */
 function hostMemoryBytes({ vms, memoryBytes }: DemoOptions): number {
   return 2 * (Math.ceil(vms / 2) * memoryBytes + HOST_BYTES);
-}
-
-function demoImages(version: string, updates: number): KernelImage[] {
-  return Array.from({ length: updates + 1 }, (_, i) => {
-    const release = `${version}-${i + 1}`;
-    const file = import.meta.url.endsWith(".ts") ? "./image.ts" : "./image.js";
-    const url = new URL(file, import.meta.url);
-    url.searchParams.set("release", release);
-    return { name: `vmlinuz-${release}`, entry: url.href, release, restores: RESTORES };
-  });
 }
 
 async function runLive(

@@ -1,0 +1,74 @@
+/**
+ * A machine of ours with VMs and an agent: the commands for operators work on it as on a real host.
+ * @module
+ */
+import { MIB } from "../../base/units.ts";
+import { standardConfig } from "../../machine/embedded/config.ts";
+import { kernelImages } from "../demo/kernel-images.ts";
+import { type DemoMachine, powerOn } from "../demo/threaded-machine.ts";
+import { ChannelRelay } from "./channel-relay.ts";
+import { planToCommandLine } from "./plan.ts";
+
+export interface MachineAgentOptions {
+  readonly machine: DemoMachine;
+  readonly vms: number;
+  /** Of each VM. */
+  readonly memoryBytes: number;
+  /** To each NIC. */
+  readonly framesPerSecond: number;
+  readonly socket: string;
+  /** Builds of the kernel on the boot disk. */
+  readonly images: number;
+}
+
+/** Kernel's own memory of each node. */
+const HOST_BYTES = 192 * MIB;
+
+/**
+ * Runs the machine until it is told to stop.
+ *
+ * @param version - of this package: kernels are its builds 1, 2, ...
+ * @param log - lines of the kernel's and the machine's
+ * @throws {KernelError} as {@link ChannelRelay.listen} and {@link powerOn}
+ * @throws {KernelPanic} when a kernel fails
+ */
+export async function runMachineAgent(
+  options: MachineAgentOptions,
+  version: string,
+  log: (line: string) => void,
+  signal: AbortSignal,
+): Promise<void> {
+  const { vms, memoryBytes, framesPerSecond } = options;
+  const installed = kernelImages(new URL("./image", import.meta.url).href, version, options.images);
+  const config = standardConfig({
+    // Two nodes; each must hold its share of the VMs.
+    memoryBytes: 2 * (Math.ceil(vms / 2) * memoryBytes + HOST_BYTES),
+    nics: vms,
+    framesPerSecond,
+    installed,
+  });
+  const relay = await ChannelRelay.listen(options.socket);
+  try {
+    const machine = await powerOn(options.machine, config, {
+      onSerialLine: (line) => {
+        if (!relay.receive(line)) log(line);
+      },
+      onJump: ({ image }) => {
+        relay.kernelEnded();
+        log(`jumped to ${image.release}`);
+      },
+    });
+    const close = () => void machine.close();
+    signal.addEventListener("abort", close);
+    try {
+      relay.connect((line) => machine.writeSerialLine(line));
+      const plan = planToCommandLine({ vms, memoryBytes });
+      if (!signal.aborted) await machine.run(installed[0], `liveupdate=on ${plan}`);
+    } finally {
+      signal.removeEventListener("abort", close);
+      await machine.close();
+    }
+  } finally {
+    await relay.close();
+  }
+}
