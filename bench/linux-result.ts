@@ -1,0 +1,11 @@
+/** What the programs in the guest print. @module */
+
+export const FOLIO_SIZES = ["4 KiB", "2 MiB"] as const;
+export type FolioSize = (typeof FOLIO_SIZES)[number];
+
+/** One bare ioctl. */
+export interface BareResult {
+  readonly call: "PRESERVE_FD" | "RETRIEVE_FD";
+  readonly folios: FolioSize;
+  readonly ns: number;
+}
