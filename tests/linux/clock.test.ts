@@ -7,7 +7,7 @@ import { LinuxMachine, programAt, skipReason } from "./rig.ts";
 
 const CLOCK = programAt("tests/linux/guest/clock-program.ts");
 const JUMP = programAt("tests/linux/guest/jump-program.ts");
-const JUMPS = 2;
+const JUMPS = 1;
 /** What an RTC that counts seconds may add in each boot. */
 const REALTIME_SLACK_NS = 2e9;
 /** A kernel measures its TSC against a timer when it boots, here an emulated one. */
