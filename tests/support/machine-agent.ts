@@ -12,7 +12,7 @@ import { isKernelError } from "../../src/base/errno.ts";
 import { MIB } from "../../src/base/units.ts";
 import { AgentConnection, ConnectionLost } from "../../src/cli/control/agent-connection.ts";
 import { decodePlan, decodeProgress, decodeStatus } from "../../src/cli/control/agent-results.ts";
-import type { DemoMachine } from "../../src/cli/demo/threaded-machine.ts";
+import type { MachineKind } from "../../src/cli/demo/machine-kinds.ts";
 import { runMachineAgent } from "../../src/cli/machine-agent/machine-agent.ts";
 
 const VERSION = "test";
@@ -23,7 +23,7 @@ const NEXT = { target: { kernel: `/boot/vmlinuz-${VERSION}-2` } };
  * Powers a machine on, looks, is refused an update, does two, and stops it.
  * @throws {assert.AssertionError} when anything is not as on a real host
  */
-export async function workMachineAgent(machine: DemoMachine): Promise<void> {
+export async function workMachineAgent(machine: MachineKind): Promise<void> {
   const folder = mkdtempSync(join(tmpdir(), "holdfast-agent-"));
   const socket = join(folder, "agent.sock");
   const stop = new AbortController();
@@ -40,7 +40,7 @@ export async function workMachineAgent(machine: DemoMachine): Promise<void> {
       images: 2,
     },
     VERSION,
-    (line) => log.push(line),
+    { listening: () => undefined, log: (line) => log.push(line) },
     stop.signal,
   );
   try {

@@ -6,9 +6,13 @@ import { parse } from "../arguments.ts";
 import type { Command } from "../command.ts";
 import { SOCKET_PATH } from "../control/agent-options.ts";
 import { renderProgress } from "../control/agent-render.ts";
+import type { MachineAgentOptions } from "../machine-agent/machine-agent.ts";
 import { styleOf } from "../terminal.ts";
+import { UsageError } from "../usage-error.ts";
 import { parseCount } from "../values.ts";
+import { version } from "../version.ts";
 import { type AgentEvent, runLinuxAgent } from "./linux-agent.ts";
+import { MACHINE_OPTIONS, MACHINE_OPTIONS_HELP, machineOptions } from "./machine-options.ts";
 import { groupId, localGroup } from "./user-group.ts";
 
 /** What the agent must not forget as long as its kernel runs. */
@@ -31,6 +35,7 @@ Options:
   --group GROUP    Who may talk to it beside root: name or number (default ${GROUP}, if there is one)
   --state FILE     What it must not forget as long as this kernel runs (default ${STATE_FILE})
   --timeout S      Seconds that a VM may take for each step of an update, 1 to 3600 (default 30)
+${MACHINE_OPTIONS_HELP}
   --json           Print what happens as JSON, one object in each line
   --help           Show this text
 
@@ -47,35 +52,82 @@ export const agent: Command = {
       options: {
         socket: { type: "string", default: SOCKET_PATH },
         group: { type: "string" },
-        state: { type: "string", default: STATE_FILE },
+        state: { type: "string" },
         timeout: { type: "string" },
         json: { type: "boolean", default: false },
+        ...MACHINE_OPTIONS,
       },
       allowPositionals: false,
     });
     const { socket, group, state, timeout, json } = values;
+    const say = (event: AgentEvent) => {
+      const line = json ? JSON.stringify(event) : render(event);
+      if (line !== null) console.log(line);
+    };
+    const machine = machineOptions(values, socket);
+    if (machine !== null) {
+      for (const [option, value] of Object.entries({ group, state, timeout }))
+        if (value !== undefined)
+          throw new UsageError(`--${option} ${value}: a machine of ours has no use for it`);
+      return run(() => untilSignal(say, (signal) => runMachine(machine, say, signal)));
+    }
     const options = {
       socket,
-      stateFile: state,
+      stateFile: state ?? STATE_FILE,
       group: group === undefined ? localGroup(GROUP) : groupId(group),
       timeoutNs:
         timeout === undefined
           ? null
           : parseCount("--timeout", timeout, 1, TIMEOUT_SECONDS_MAX) * NS_PER_SECOND,
     };
-    try {
-      await runLinuxAgent(options, (event) => {
-        const line = json ? JSON.stringify(event) : render(event);
-        if (line !== null) console.log(line);
-      });
-    } catch (error) {
-      if (!isKernelError(error)) throw error;
-      console.error(`holdfast: ${error.message}`);
-      return 1;
-    }
-    return 0;
+    return run(() => runLinuxAgent(options, say));
   },
 };
+
+/** @returns the exit status */
+async function run(work: () => Promise<void>): Promise<number> {
+  try {
+    await work();
+  } catch (error) {
+    if (!isKernelError(error)) throw error;
+    console.error(`holdfast: ${error.message}`);
+    return 1;
+  }
+  return 0;
+}
+
+async function runMachine(
+  options: MachineAgentOptions,
+  say: (event: AgentEvent) => void,
+  signal: AbortSignal,
+): Promise<void> {
+  // All of our machine, which the agent of a Linux host should not wait for.
+  const { runMachineAgent } = await import("../machine-agent/machine-agent.ts");
+  const watcher = {
+    listening: () => say({ event: "listening", socket: options.socket, updates: 0 }),
+    log: (line: string) => say({ event: "machine", line }),
+  };
+  await runMachineAgent(options, version(), watcher, signal);
+}
+
+async function untilSignal(
+  say: (event: AgentEvent) => void,
+  work: (signal: AbortSignal) => Promise<void>,
+): Promise<void> {
+  const stopped = new AbortController();
+  const stop = (signal: NodeJS.Signals) => {
+    say({ event: "machine", line: `${signal}: the machine ends, and its VMs with it` });
+    stopped.abort();
+  };
+  process.once("SIGINT", stop);
+  process.once("SIGTERM", stop);
+  try {
+    await work(stopped.signal);
+  } finally {
+    process.off("SIGINT", stop);
+    process.off("SIGTERM", stop);
+  }
+}
 
 /** Null: a person need not see it. */
 function render(event: AgentEvent): string | null {
@@ -84,6 +136,8 @@ function render(event: AgentEvent): string | null {
       return `listening at ${event.socket}, ${counted(event.updates, "update")} since the cold boot`;
     case "note":
       return `note: ${event.note}`;
+    case "machine":
+      return event.line;
     case "progress":
       return renderProgress(event.progress, styleOf(process.stdout));
     case "stopping":

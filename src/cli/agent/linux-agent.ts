@@ -40,6 +40,8 @@ export type AgentEvent =
   | { readonly event: "listening"; readonly socket: string; readonly updates: number }
   | { readonly event: "note"; readonly note: string }
   | { readonly event: "progress"; readonly progress: ProgressEvent }
+  /** A line that a machine of ours has said. */
+  | { readonly event: "machine"; readonly line: string }
   | { readonly event: "stopping"; readonly signal: string; readonly left: readonly string[] };
 
 /** Permissions of the socket: root and the group. */

@@ -12,10 +12,10 @@ import { parseCount, parseSize } from "../values.ts";
 import { version } from "../version.ts";
 import type { DemoEvent } from "./events.ts";
 import { checkImagePath } from "./image-saver.ts";
+import { MACHINE_KINDS, type MachineKind } from "./machine-kinds.ts";
 import { type DemoOptions, runDemo } from "./machines.ts";
 import { Narrator, table } from "./render.ts";
 import { FRAMES_IN_JUMPS_EXPECTED, judge } from "./result.ts";
-import { DEMO_MACHINES, type DemoMachine } from "./threaded-machine.ts";
 
 const DEFAULTS = { updates: 3, vms: 2, memory: "256M", rate: 5000 };
 /** Plus the signal's number, as shells have it. */
@@ -103,10 +103,10 @@ function parseOptions(args: readonly string[]): { options: DemoOptions; json: bo
   };
 }
 
-function parseMachine(name: string): DemoMachine {
-  const machine = DEMO_MACHINES.find((known) => known === name);
+function parseMachine(name: string): MachineKind {
+  const machine = MACHINE_KINDS.find((known) => known === name);
   if (machine === undefined)
-    throw new UsageError(`--machine ${name}: must be ${DEMO_MACHINES.join(" or ")}`);
+    throw new UsageError(`--machine ${name}: must be ${MACHINE_KINDS.join(" or ")}`);
   return machine;
 }
 
@@ -114,7 +114,7 @@ function readArgs(args: readonly string[]) {
   return parse({
     args,
     options: {
-      machine: { type: "string", default: DEMO_MACHINES[0] },
+      machine: { type: "string", default: MACHINE_KINDS[0] },
       updates: { type: "string", default: String(DEFAULTS.updates) },
       vms: { type: "string", default: String(DEFAULTS.vms) },
       memory: { type: "string", default: DEFAULTS.memory },

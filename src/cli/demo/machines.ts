@@ -11,18 +11,14 @@ import { type DemoEvent, type DemoPlan, planToCommandLine } from "./events.ts";
 import { imageSaver } from "./image-saver.ts";
 import { kernelImages } from "./kernel-images.ts";
 import { demoKernel } from "./kernel-module.ts";
+import type { MachineKind } from "./machine-kinds.ts";
 import type { JumpTimes, NicCounts } from "./result.ts";
-import {
-  blockedRequests,
-  type DemoMachine,
-  powerOn,
-  type ThreadedMachine,
-} from "./threaded-machine.ts";
+import { blockedRequests, powerOn, type ThreadedMachine } from "./threaded-machine.ts";
 
 /** What the user asked for. */
 export interface DemoOptions {
   /** Default: embedded. QEMU's has no seed. */
-  readonly machine?: DemoMachine;
+  readonly machine?: MachineKind;
   readonly updates: number;
   readonly vms: number;
   /** For each VM. */
@@ -111,7 +107,7 @@ function hostMemoryBytes({ vms, memoryBytes }: DemoOptions): number {
 }
 
 async function runLive(
-  kind: DemoMachine,
+  kind: MachineKind,
   config: MachineConfig,
   commandLine: string,
   { saveImage }: Pick<DemoOptions, "saveImage">,

@@ -9,10 +9,7 @@ import type { Ram } from "../../machine/physical-memory.ts";
 import { QemuMachine } from "../../machine/qemu/qemu-machine.ts";
 import { LiveMachine } from "../../machine/thread/live-machine.ts";
 import type { LiveEnd, LiveOptions } from "../../machine/thread/supervisor.ts";
-
-/** Whose hardware is under the kernels. */
-export const DEMO_MACHINES = ["embedded", "qemu"] as const;
-export type DemoMachine = (typeof DEMO_MACHINES)[number];
+import type { MachineKind } from "./machine-kinds.ts";
 
 /** A machine whose kernels are threads. */
 export interface ThreadedMachine {
@@ -32,7 +29,7 @@ export interface ThreadedMachine {
  * @throws {KernelError} EINVAL the configuration; ENOENT, EOPNOTSUPP what QEMU needs is not there
  */
 export async function powerOn(
-  kind: DemoMachine,
+  kind: MachineKind,
   config: MachineConfig,
   options: LiveOptions,
 ): Promise<ThreadedMachine> {

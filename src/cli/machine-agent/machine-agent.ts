@@ -5,12 +5,13 @@
 import { MIB } from "../../base/units.ts";
 import { standardConfig } from "../../machine/embedded/config.ts";
 import { kernelImages } from "../demo/kernel-images.ts";
-import { type DemoMachine, powerOn } from "../demo/threaded-machine.ts";
+import type { MachineKind } from "../demo/machine-kinds.ts";
+import { powerOn } from "../demo/threaded-machine.ts";
 import { ChannelRelay } from "./channel-relay.ts";
 import { planToCommandLine } from "./plan.ts";
 
 export interface MachineAgentOptions {
-  readonly machine: DemoMachine;
+  readonly machine: MachineKind;
   readonly vms: number;
   /** Of each VM. */
   readonly memoryBytes: number;
@@ -21,6 +22,14 @@ export interface MachineAgentOptions {
   readonly images: number;
 }
 
+/** Told of what happens while it happens. */
+export interface MachineAgentWatcher {
+  /** Clients can connect; they are answered once the machine is up. */
+  listening(): void;
+  /** A line that the kernel or the machine has said. */
+  log(line: string): void;
+}
+
 /** Kernel's own memory of each node. */
 const HOST_BYTES = 192 * MIB;
 
@@ -28,14 +37,13 @@ const HOST_BYTES = 192 * MIB;
  * Runs the machine until it is told to stop.
  *
  * @param version - of this package: kernels are its builds 1, 2, ...
- * @param log - lines of the kernel's and the machine's
  * @throws {KernelError} as {@link ChannelRelay.listen} and {@link powerOn}
  * @throws {KernelPanic} when a kernel fails
  */
 export async function runMachineAgent(
   options: MachineAgentOptions,
   version: string,
-  log: (line: string) => void,
+  watcher: MachineAgentWatcher,
   signal: AbortSignal,
 ): Promise<void> {
   const { vms, memoryBytes, framesPerSecond } = options;
@@ -48,14 +56,15 @@ export async function runMachineAgent(
     installed,
   });
   const relay = await ChannelRelay.listen(options.socket);
+  watcher.listening();
   try {
     const machine = await powerOn(options.machine, config, {
       onSerialLine: (line) => {
-        if (!relay.receive(line)) log(line);
+        if (!relay.receive(line)) watcher.log(line);
       },
       onJump: ({ image }) => {
         relay.kernelEnded();
-        log(`jumped to ${image.release}`);
+        watcher.log(`jumped to ${image.release}`);
       },
     });
     const close = () => void machine.close();
