@@ -45,6 +45,19 @@ linuxTest("poll() ends with its time, and signals do not end it", async ({ ffi }
   process.removeAllListeners("SIGUSR2");
 });
 
+test("a machine without koffi or without glibc is told what it lacks", {
+  skip: process.platform !== "linux",
+}, () => {
+  const missing = (name: string) => () => {
+    throw new Error(`Cannot find ${name}`);
+  };
+  for (const [require, message] of [
+    [missing("module koffi"), /^EOPNOTSUPP: a test: .*npm install koffi$/],
+    [() => ({ load: missing("libc.so.6") }), /^EOPNOTSUPP: a test: .*libc.so.6/],
+  ] as const)
+    assert.throws(() => openCLibrary("a test", require), { name: "KernelError", message });
+});
+
 test("unixAddress() encodes paths and abstract names, and refuses what is too long", () => {
   assert.deepEqual([...unixAddress("/a")], [1, 0, 0x2f, 0x61, 0]);
   assert.deepEqual([...unixAddress("@a")], [1, 0, 0, 0x61]);

@@ -25,13 +25,28 @@ export interface CLibrary {
 
 /**
  * @param who - what needs it, for the message when there is none
- * @throws {KernelError} EOPNOTSUPP when koffi is not installed, or this is not Linux
+ * @param require - how packages are loaded
+ * @throws {KernelError} EOPNOTSUPP when koffi or glibc is not installed, or this is not Linux
  */
-export function openCLibrary(who: string): CLibrary {
-  if (process.platform !== "linux")
-    throw new KernelError("EOPNOTSUPP", who, `needs Linux, not ${process.platform}`);
-  const koffi = loadKoffi(who);
-  const library = koffi.load("libc.so.6");
+export function openCLibrary(
+  who: string,
+  require: (name: string) => unknown = createRequire(import.meta.url),
+): CLibrary {
+  const lacking = (what: string, cause?: unknown) =>
+    new KernelError("EOPNOTSUPP", who, what, { cause });
+  if (process.platform !== "linux") throw lacking(`needs Linux, not ${process.platform}`);
+  const koffi = attempt(
+    () => require("koffi") as Koffi,
+    (cause) =>
+      lacking(
+        "makes system calls with the package koffi, which cannot be loaded: npm install koffi",
+        cause,
+      ),
+  );
+  const library = attempt(
+    () => koffi.load("libc.so.6"),
+    (cause) => lacking("needs the GNU C library, and libc.so.6 cannot be loaded", cause),
+  );
   return {
     koffi,
     func: library.func.bind(library),
@@ -68,15 +83,11 @@ export function unixAddress(path: string): Uint8Array {
   return address;
 }
 
-function loadKoffi(who: string): Koffi {
+/** What cannot be loaded throws whatever its loader throws; all of it means that it is not there. */
+function attempt<T>(load: () => T, failure: (cause: unknown) => KernelError): T {
   try {
-    return createRequire(import.meta.url)("koffi");
+    return load();
   } catch (cause) {
-    throw new KernelError(
-      "EOPNOTSUPP",
-      who,
-      "makes system calls with the package koffi, which cannot be loaded: npm install koffi",
-      { cause },
-    );
+    throw failure(cause);
   }
 }
