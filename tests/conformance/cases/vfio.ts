@@ -390,7 +390,11 @@ export const VFIO_CASES: readonly ConformanceCase[] = [
       const { fd, iommufd: iommu, id: deviceId } = user.bound(user.edu);
       const lengthBytes = 4 * PAGE_SIZE;
       const file = user.memfd(lengthBytes);
-      const full = user.ioasOf(iommu, file, IOVA, lengthBytes);
+      // Two areas, of which the first is undone when the second fails.
+      const full = user.ioasOf(iommu, file, IOVA, PAGE_SIZE);
+      user.map(iommu, full, {
+        ...{ file, start: PAGE_SIZE, iova: IOVA + PAGE_SIZE, lengthBytes: lengthBytes - PAGE_SIZE },
+      });
       const empty = iommufd.ioasAlloc(host, iommu);
       const hwpts = [full, empty].map((ptId) => iommufd.hwptAlloc(host, iommu, { deviceId, ptId }));
       const isEmpty = () => assert.equal(user.unmapAll(iommu, empty), 0);
