@@ -83,6 +83,34 @@ test("retrieve() tries again, and fails with ENOENT, EBUSY and EINVAL as documen
   fails("EINVAL", () => restoration.retrieve("vm0"), /abandoned already/);
 });
 
+test("admit() takes in a VM that no journal names, whose blackout is not known", () => {
+  const { fake, device, restoration, takeOut, now } = arrived();
+  fails("EEXIST", () => restoration.admit({ name: "vm0", ownerUid: null, pausedAtNs: 0 }));
+  const lost = new Restoration(fake.host, device, []);
+  fails("ENOENT", () => lost.retrieve("vm1"));
+  lost.admit({ name: "vm1", ownerUid: 1000, pausedAtNs: 0 });
+  takeOut(lost.retrieve("vm1"));
+  assert.equal(lost.running("vm1", now()), null);
+  lost.finish("vm1");
+  assert.deepEqual([fake.finished, fake.discarded], [["vm1"], []]);
+});
+
+test("isGone() tells a session that ended from one that is there or that another process holds", () => {
+  const { fake, device, restoration } = arrived();
+  assert.equal(restoration.isGone("vm0"), false);
+  assert.deepEqual([restoration.vm("vm0")?.state, fake.openSessions], ["retrieved", 1]);
+  const held = device.retrieve("vm1");
+  assert.equal(restoration.isGone("vm1"), false);
+  assert.equal(restoration.vm("vm1")?.state, "waiting");
+  fake.host.close(held);
+  assert.equal(restoration.isGone("vm1"), true);
+  assert.equal(restoration.vm("vm1")?.state, "finished");
+  fake.fails = (call) => (call === "retrieveSession" ? "EMFILE" : null);
+  fails("EMFILE", () => restoration.isGone("vm2"));
+  assert.equal(restoration.vm("vm2")?.state, "waiting");
+  fails("ENOENT", () => restoration.isGone("vm9"));
+});
+
 test("adopt() takes a session that is handed in, and finish() ends it", () => {
   const { fake, device, records, takeOut, now } = arrived();
   // The agent before this one retrieved it; the VM holds a copy.

@@ -61,7 +61,7 @@ export class Restoration {
 
   /** All VMs, in the journal's order. */
   get vms(): readonly VmRestoration[] {
-    return [...this.#entries.values()].map(({ session: _, ...vm }) => vm);
+    return [...this.#entries.values()].map(withoutSession);
   }
 
   /** Those that are neither finished nor abandoned. */
@@ -71,7 +71,8 @@ export class Restoration {
 
   /** How far a VM has come; null when the update did not carry it. */
   vm(name: string): VmRestoration | null {
-    return this.vms.find((vm) => vm.name === name) ?? null;
+    const entry = this.#entries.get(name);
+    return entry === undefined ? null : withoutSession(entry);
   }
 
   /**
@@ -240,6 +241,10 @@ export class Restoration {
       });
     }
   }
+}
+
+function withoutSession({ session: _, ...vm }: Entry): VmRestoration {
+  return vm;
 }
 
 function newEntry(vm: VmRecord, state: RestorationState): Entry {

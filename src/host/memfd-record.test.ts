@@ -147,3 +147,19 @@ test("write() fails with EFBIG when the record exceeds its slot, and the one bef
   record.write(largest);
   assert.equal(reopen(memfd), largest);
 });
+
+test("open() fails with EIO for a record of a size that none has, and does not make room for it", () => {
+  const header = new Uint8Array(16);
+  const words = new DataView(header.buffer);
+  words.setUint32(0, 0x48464a31, true);
+  words.setUint32(8, 0xffff_fff0, true);
+  const host = {
+    fstat: () => ({ sizeBytes: 2 ** 40 }),
+    pread: (_fd: number, target: Uint8Array) => {
+      assert.ok(target.length <= 16, `${target.length} bytes of room`);
+      target.set(header);
+      return header.length;
+    },
+  } as unknown as Host;
+  assert.throws(() => MemfdRecord.open(host, FD), isDamaged);
+});

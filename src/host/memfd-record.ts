@@ -14,6 +14,8 @@ import type { Host } from "./host.ts";
 
 const MAGIC = 0x48464a31;
 const HEADER_BYTES = 16;
+/** Bytes of a record at most, whatever a memfd out of another kernel says. */
+const RECORD_BYTES_MAX = 64 * 1024 * 1024;
 
 /** A record of type T in the memfd `fd`; the descriptor is the caller's. */
 export class MemfdRecord<T> {
@@ -59,8 +61,9 @@ export class MemfdRecord<T> {
   write(value: T): void {
     const text = encodeUtf8(JSON.stringify(value));
     const lengthBytes = HEADER_BYTES + text.length;
-    if (lengthBytes > this.#slotBytes)
-      throw new KernelError("EFBIG", "record", `${lengthBytes} bytes exceed ${this.#slotBytes}`);
+    const roomBytes = Math.min(this.#slotBytes, RECORD_BYTES_MAX);
+    if (lengthBytes > roomBytes)
+      throw new KernelError("EFBIG", "record", `${lengthBytes} bytes exceed ${roomBytes}`);
     const generation = this.#generation + 1;
     const header = new Uint8Array(HEADER_BYTES);
     const words = new ByteWords(header);
@@ -90,7 +93,8 @@ export class MemfdRecord<T> {
     if (this.#host.pread(this.#fd, header, at) !== HEADER_BYTES) return null;
     const words = new ByteWords(header);
     const lengthBytes = words.load32(8);
-    if (words.load32(0) !== MAGIC || lengthBytes > this.#slotBytes - HEADER_BYTES) return null;
+    const roomBytes = Math.min(this.#slotBytes, RECORD_BYTES_MAX) - HEADER_BYTES;
+    if (words.load32(0) !== MAGIC || lengthBytes > roomBytes) return null;
     const text = new Uint8Array(lengthBytes);
     if (this.#host.pread(this.#fd, text, at + HEADER_BYTES) !== lengthBytes) return null;
     if (checksum(text) !== words.load32(12)) return null;
