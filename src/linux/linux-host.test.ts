@@ -22,7 +22,7 @@ import {
   SEEK_END,
   SEEK_HOLE,
 } from "../abi/uapi/fs.ts";
-import type { ErrnoCode } from "../base/errno.ts";
+import { type ErrnoCode, KernelError } from "../base/errno.ts";
 import { GIB, MIB } from "../base/units.ts";
 import { SOCK_STREAM } from "./ffi.ts";
 import { LinuxHost } from "./linux-host.ts";
@@ -277,6 +277,29 @@ rootTest("mount() and umount() of a tmpfs", ({ ffi, folder }) => {
   fails("EINVAL", () => host.umount(folder));
   fails("ENODEV", () => host.mount("none", folder, "nosuchfs", ""));
   fails("EINVAL", () => host.mount("none", folder, "tmpfs", "nosuchoption"));
+});
+
+linuxTest("print() writes a whole line, whatever standard output is", ({ ffi }) => {
+  let written = "";
+  let waits = 0;
+  const answers: (number | ErrnoCode)[] = ["EAGAIN", 3, 1, "EAGAIN", 100, "EPIPE", "EIO"];
+  const host = new LinuxHost({
+    ...ffi,
+    write(fd, bytes) {
+      assert.equal(fd, 1);
+      const answer = answers.shift();
+      if (typeof answer !== "number") throw new KernelError(answer ?? "EINVAL", "write", "");
+      const part = bytes.subarray(0, answer);
+      written += Buffer.from(part).toString();
+      return part.length;
+    },
+    poll: () => ++waits,
+  });
+  host.print("one line");
+  assert.deepEqual([written, waits], ["one line\n", 2]);
+  host.print("nobody reads it");
+  fails("EIO", () => host.print("lost"));
+  assert.deepEqual(answers, []);
 });
 
 linuxTest(

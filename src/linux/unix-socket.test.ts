@@ -507,6 +507,22 @@ linuxTest(
   },
 );
 
+linuxTest("a connection whose peer cannot be told is not kept", ({ ffi, folder }) => {
+  const blind: Ffi = {
+    ...ffi,
+    getsockopt() {
+      throw new KernelError("ENOMEM", "getsockopt", "injected");
+    },
+  };
+  const rig = new Rig(blind, folder);
+  const client = ffi.socket(SOCK_STREAM);
+  ffi.connect(client, rig.path);
+  assert.throws(() => rig.server.poll(1e9), { code: "ENOMEM" });
+  assert.equal(ffi.read(client, new Uint8Array(1)), 0);
+  ffi.close(client);
+  rig.server.close();
+});
+
 linuxTest("there are at most so many channels", ({ ffi, folder }) => {
   const rig = new Rig(ffi, folder);
   const fds: number[] = [];

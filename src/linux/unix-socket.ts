@@ -256,7 +256,10 @@ export class UnixEndpoint implements Endpoint {
   }
 
   #admit(fd: number): void {
-    const peer = peerOf(this.#ffi, fd);
+    const peer = withUndo((undo) => {
+      undo(() => this.#ffi.close(fd));
+      return peerOf(this.#ffi, fd);
+    });
     const open = [...this.#channels].filter((channel) => !channel.isClosed);
     const ofUser = open.filter((channel) => channel.peer?.uid === peer.uid);
     if (open.length >= CHANNELS_MAX || (peer.uid !== 0 && ofUser.length >= CHANNELS_OF_USER_MAX))
