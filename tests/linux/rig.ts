@@ -27,6 +27,8 @@ import { createInterface } from "node:readline";
 import { BUILD_KERNEL_COMMAND, findKernel } from "../../scripts/linux/kernel-cache.ts";
 import { BOOT_TOOLS, describeMissing } from "../../scripts/linux/tools.ts";
 import { GIB, MIB } from "../../src/base/units.ts";
+import { bootCounters } from "../../src/linux/boot-counter.ts";
+import { loadFfi } from "../../src/linux/ffi.ts";
 import {
   type GuestLine,
   MARK,
@@ -365,6 +367,7 @@ export class LinuxMachine implements ProcessMachine {
   #commandLine(): string {
     return [
       "console=ttyS0 printk.time=1 panic=-1 liveupdate=on",
+      tscParameters(),
       // What has been read stays in the guest's memory: nobody changes it there.
       `root=${ROOT_TAG} rootfstype=9p rootflags=trans=virtio,version=9p2000.L,cache=loose,msize=262144`,
       `ro init=${INIT_PATH}`,
@@ -482,6 +485,22 @@ function folderFor(bytes: number): string {
   const { bavail, bsize } = statfsSync("/dev/shm");
   return bavail * bsize > 2 * (bytes + ROOT_BYTES) ? "/dev/shm" : tmpdir();
 }
+
+/**
+ * The emulated processor's TSC is this machine's. Where the guest measures its rate by itself it is wrong whenever QEMU has to
+ * wait for a processor, and the clock that goes on through a kexec is lost.
+ */
+function tscParameters(): string {
+  const [counter] = bootCounters(loadFfi());
+  if (counter.name !== "tsc") return "";
+  const start = { count: counter.read(), ns: process.hrtime.bigint() };
+  Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, TSC_MEASURED_MS);
+  const ns = Number(process.hrtime.bigint() - start.ns);
+  const khz = Math.round(((counter.read() - start.count) / ns) * 1e6);
+  return `tsc_early_khz=${khz} tsc=reliable`;
+}
+
+const TSC_MEASURED_MS = 50;
 
 /** Of the guest's root, roughly: Node is most of it. */
 const ROOT_BYTES = 128 * MIB;
