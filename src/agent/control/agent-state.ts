@@ -45,6 +45,8 @@ export interface AgentState {
   readonly bootId: string;
   /** An update was begun, and has neither jumped nor been undone. */
   readonly isUpdating: boolean;
+  /** A state or a journal could not be read since this kernel was booted: there may be sessions that nobody knows of. */
+  readonly isPastUnknown: boolean;
   /** Of the update that this kernel came out of; null: of none. */
   readonly journal: Journal | null;
   readonly vms: readonly PastVm[];
@@ -77,6 +79,7 @@ export function decodeAgentState(text: string): AgentState {
     format: state.field("format").oneOf([STATE_FORMAT]),
     bootId: state.field("bootId").text(64),
     isUpdating: state.field("isUpdating").boolean(),
+    isPastUnknown: state.field("isPastUnknown").boolean(),
     journal: state.field("journal").optional((journal) => decodeJournal(journal.raw), null),
     vms,
   };

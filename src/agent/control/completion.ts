@@ -43,7 +43,7 @@ export class Completion {
   #ask(vm: RemoteVm, step: "rebuild" | "swap", attempts: number, then: () => void): void {
     vm.ask({ do: step }, (outcome) => {
       if (outcome === "done") then();
-      else if (attempts > 1 && vm.client.isOpen) this.#ask(vm, step, attempts - 1, then);
+      else if (attempts > 1 && !vm.isGone) this.#ask(vm, step, attempts - 1, then);
       else this.#stop(vm, outcome);
     });
   }

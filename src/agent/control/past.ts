@@ -3,7 +3,7 @@
  * both, or neither; and what of it cannot be relied on.
  * @module
  */
-import { isKernelError, KernelError } from "../../base/errno.ts";
+import { KernelError } from "../../base/errno.ts";
 import type { Host } from "../../host/host.ts";
 import { Agent, type PhaseObserver } from "../agent.ts";
 import type { Journal } from "../journal.ts";
@@ -58,7 +58,7 @@ export function readPast(source: PastSource, observe: PhaseObserver): Past {
     journal,
     vms,
     notes,
-    isUnknown: saved.isDamaged || came.isDamaged,
+    isUnknown: saved.isDamaged || came.isDamaged || before?.isPastUnknown === true,
     isJournalUnkept: unkept !== null,
   };
 }
@@ -85,13 +85,14 @@ function takeJournal(source: PastSource, observe: PhaseObserver, notes: string[]
         format: STATE_FORMAT,
         bootId,
         isUpdating: false,
+        isPastUnknown: false,
         journal,
         vms: incomingVms(source, journal),
       });
     return { taken: Agent.takeOver(host, observe, keep), isDamaged: false };
   } catch (error) {
-    // Of a device that cannot be opened at all it is the same, and `start` says so once more.
-    if (!isKernelError(error, "EIO")) throw error;
+    // When it is the device that cannot be opened, `start` says so once more.
+    if (!(error instanceof KernelError)) throw error;
     notes.push(`the journal of the update cannot be read: ${error.message}`);
     return { taken: null, isDamaged: true };
   }

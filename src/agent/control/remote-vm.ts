@@ -42,6 +42,7 @@ export class RemoteVm implements ManagedVm {
   readonly #waiter: Waiter;
   #resources: readonly Resource[];
   #lastAsk = 0;
+  #isGone = false;
   /** Not answered. */
   readonly #asks = new Map<number, PendingAsk>();
 
@@ -92,7 +93,7 @@ export class RemoteVm implements ManagedVm {
 
   /** Asks, and calls `ended` when it is answered or cannot be any more. */
   ask(ask: Ask, ended: (outcome: Outcome) => void, session: number | null = null): void {
-    if (!this.client.isOpen) {
+    if (this.#isGone) {
       ended(this.#failure("ECONNRESET", "its VMM is gone"));
       return;
     }
@@ -114,6 +115,11 @@ export class RemoteVm implements ManagedVm {
     return true;
   }
 
+  /** Whether its VMM is gone. */
+  get isGone(): boolean {
+    return this.#isGone;
+  }
+
   /** What it has not answered in time; null when there is nothing. */
   overdue(): Ask["do"] | null {
     const nowNs = this.#waiter.nowNs();
@@ -123,6 +129,7 @@ export class RemoteVm implements ManagedVm {
 
   /** Its VMM is gone: what was asked of it fails. */
   gone(reason: string): void {
+    this.#isGone = true;
     const asks = [...this.#asks.values()];
     this.#asks.clear();
     for (const { ended } of asks) ended(this.#failure("ECONNRESET", reason));
@@ -153,7 +160,7 @@ export class RemoteVm implements ManagedVm {
 
   #undo(name: "resume" | "unpreserve"): void {
     // Of a VMM that is gone the kernel has undone everything.
-    if (!this.client.isOpen) return;
+    if (this.#isGone) return;
     this.#move("undoing");
     this.ask({ do: name }, (outcome) => {
       if (outcome !== "done") {
@@ -165,7 +172,6 @@ export class RemoteVm implements ManagedVm {
   }
 
   #move(state: VmState): void {
-    if (this.entry.vm !== this) return;
     this.entry.state = state;
     this.#waiter.changed(this.entry);
   }

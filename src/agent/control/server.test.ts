@@ -86,6 +86,29 @@ describe("AgentServer", () => {
     assertOrdinary(world, world.vms);
   });
 
+  test("a registration is answered once, and written down before that", () => {
+    const world = jumped(["vm0"]);
+    const operator = world.operator();
+    const { other } = operator.channel;
+    assert.ok(other !== null);
+    const send = other.send.bind(other);
+    let written = "";
+    other.send = (line, fds) => {
+      written = world.store.text ?? "";
+      return send(line, fds);
+    };
+    const id = operator.call("register", { vm: "vm0", state: "starting", resources: [] });
+    world.settle(5);
+    assert.deepEqual(
+      operator.answers(id).map(({ result }) => result),
+      [{ session: { fds: 1 }, update: 1 }],
+    );
+    assert.match(written, new RegExp(`"holderPid":${operator.process.peer.pid}`));
+    const again = operator.call("register", { vm: "vm1", state: "starting", resources: [] });
+    world.settle(3);
+    assert.equal(operator.answers(again)[0].error?.code, "EINVAL", "it has a VM");
+  });
+
   test("an update preserves and pauses all VMs, tells its phases, and jumps", () => {
     const world = worldWithVms(["vm0", "vm1", "vm2"]);
     const { vms, fake } = world;
@@ -238,6 +261,33 @@ describe("AgentServer", () => {
       }
     });
 
+    test("dies when all are paused: the update fails by its name", () => {
+      const world = worldWithVms(["vm0", "vm1"]);
+      const victim = world.vm("vm0");
+      world.fake.fails = (call) => {
+        // The journal is written last.
+        if (call === "pwrite" && !victim.runs) victim.kill();
+        return null;
+      };
+      assert.match(update(world)?.message ?? "", /vm0/);
+      world.fake.fails = () => null;
+      assertRolledBack(world, ["vm1"]);
+    });
+
+    test("cannot: when the operator hears of it, the others run again", () => {
+      const world = worldWithVms(["vm0", "vm1", "vm2"]);
+      world.vm("vm1").before = (what) => {
+        if (what === "pause") throw new KernelError("ENOMEM", "pause", "no memory is left");
+      };
+      const operator = world.operator();
+      const id = operator.call("update", { target: TARGET });
+      world.server?.poll(0);
+      world.server?.poll(0);
+      operator.turn();
+      assert.equal(operator.answers(id).length, 1);
+      assertOrdinary(world, world.vms);
+    });
+
     test("cannot: the update fails with its errno and message", () => {
       for (const task of ["preserve", "pause"]) {
         const world = worldWithVms(["vm0", "vm1"]);
@@ -385,7 +435,7 @@ describe("AgentServer", () => {
         }
       });
 
-    test("before its VMs have come back to the next one: an update waits for them, or they are given up", () => {
+    test("before its VMs have come back to the next one: an update waits for them, or their VMMs' end", () => {
       const world = worldWithVms(["vm0", "vm1"]);
       world.killAgent();
       world.vm("vm1").hangs = true;
@@ -394,11 +444,16 @@ describe("AgentServer", () => {
       assert.deepEqual(states(world), { vm0: "running", vm1: "absent" });
       const error = update(world);
       assert.equal(error?.code, "EBUSY");
-      assert.match(error?.message ?? "", /vm1: its VMM is not connected.*abandon/);
+      assert.match(
+        error?.message ?? "",
+        /vm1: its VMM \(pid 10\d\) is not connected.*comes back, or ends/,
+      );
       const operator = world.operator();
       const id = operator.call("restore", { abandon: ["vm1"] });
       world.settle();
-      assert.deepEqual(operator.answers(id)[0].result?.abandoned, ["vm1"]);
+      assert.equal(operator.answers(id)[0].error?.code, "EBUSY", "its VMM lives");
+      world.vm("vm1").kill();
+      world.settle();
       assert.deepEqual(states(world), { vm0: "running" });
     });
 
@@ -422,6 +477,7 @@ describe("AgentServer", () => {
           world.settle();
           assert.deepEqual(states(world), { vm0: "running", vm1: "incoming" });
           assert.deepEqual([vm.client.state, vm.client.problem], ["running", null]);
+          assert.deepEqual(vm.story, ["restore", "rebuild", "swap", "finished"], "each once");
           world.startVm("vm1");
           world.settle();
           assertOrdinary(
@@ -503,6 +559,25 @@ describe("AgentServer", () => {
       assert.deepEqual(world.fake.discarded, []);
     });
 
+    test("a VMM that cannot restore its VM says why; the session stays for another attempt", () => {
+      const world = jumped(["vm0"]);
+      const first = world.startVm("vm0");
+      first.before = () => {
+        throw new KernelError("EIO", "restore", "the registers are damaged");
+      };
+      world.settle();
+      const { state, problem } = status(world).get("vm0") ?? {};
+      assert.equal(state, "restoring");
+      assert.match(problem ?? "", /EIO.*the registers are damaged/);
+      first.kill();
+      world.vms = [];
+      world.settle(3);
+      assert.match(status(world).get("vm0")?.problem ?? "", /the registers are damaged/);
+      world.startVm("vm0");
+      world.settle();
+      assertOrdinary(world, world.vms);
+    });
+
     test("a VMM that ends after its guest ran, and before its session is finished: nobody gets it, until it is given up", () => {
       const world = jumped(["vm0"]);
       const first = world.startVm("vm0");
@@ -511,7 +586,12 @@ describe("AgentServer", () => {
         if (task === "rebuild") first.kill();
       };
       world.settle(5);
-      assert.equal(states(world).vm0, "lost");
+      const { state, problem } = status(world).get("vm0") ?? {};
+      assert.equal(state, "lost");
+      assert.match(
+        problem ?? "",
+        /left after its guest had run and before its session was finished/,
+      );
       world.vms = [];
       const next = world.startVm("vm0");
       world.settle();
@@ -748,6 +828,38 @@ describe("AgentServer", () => {
       }
     });
 
+    test("what it has said after what it is shown out for is not done, and its descriptors are closed", () => {
+      const world = worldWithVms(["vm0"]);
+      const { openFiles } = world.fake;
+      const operator = world.operator();
+      const memfd = operator.process.host.memfdCreate("x", 0);
+      operator.channel.send("garbage");
+      operator.call("register", { vm: "x", state: "restored", resources: [] }, [memfd]);
+      operator.call("register", { vm: "y", state: "running", resources: [] });
+      world.settle(5);
+      operator.close();
+      world.operators = [];
+      assert.equal(world.fake.openFiles, openFiles);
+      assert.deepEqual(states(world), { vm0: "running" });
+    });
+
+    test("a VM that is unregistered in the middle of its restoration waits for another VMM", () => {
+      const world = jumped(["vm0"]);
+      const vm = world.startVm("vm0");
+      vm.hasIommufd = true;
+      vm.workTurns = 3;
+      world.settle(3);
+      assert.equal(vm.client.state, "restoring");
+      vm.client.close();
+      vm.kill();
+      world.vms = [];
+      world.settle(3);
+      assert.equal(states(world).vm0, "incoming");
+      world.startVm("vm0");
+      world.settle();
+      assertOrdinary(world, world.vms);
+    });
+
     test("an id that is out is not used again, and only so many calls are", () => {
       const world = jumped(["vm0"]);
       world.startVm("other");
@@ -802,7 +914,7 @@ describe("AgentServer", () => {
       const { state, problem } = status(world).get("vm0") ?? {};
       assert.equal(state, "absent");
       assert.match(problem ?? "", /not JSON/);
-      assert.match(update(world)?.message ?? "", /vm0: its VMM is not connected/);
+      assert.match(update(world)?.message ?? "", /vm0: its VMM .* is not connected/);
       vm.hangs = false;
       world.settle();
       assert.equal(states(world).vm0, "running");

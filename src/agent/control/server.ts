@@ -96,6 +96,8 @@ export class AgentServer {
   readonly #notes: string[];
   #run: UpdateRun | null = null;
   #waits: RestoreWait[] = [];
+  /** There may be sessions that nobody knows of. */
+  readonly #isPastUnknown: boolean;
   /** The journal is still in the session that it came in. */
   #isJournalUnkept: boolean;
   #isSaved = false;
@@ -109,6 +111,7 @@ export class AgentServer {
     this.#agent = past.agent;
     this.#journal = past.journal;
     this.#notes = [...past.notes];
+    this.#isPastUnknown = past.isUnknown;
     this.#isJournalUnkept = past.isJournalUnkept;
     const waiter: Waiter = {
       timeoutNs: () => this.#timeoutNs,
@@ -460,6 +463,7 @@ export class AgentServer {
       format: STATE_FORMAT,
       bootId: this.#options.bootId,
       isUpdating: this.#run !== null,
+      isPastUnknown: this.#isPastUnknown,
       journal: this.#journal,
       vms: this.#registry.past,
     });

@@ -5,6 +5,8 @@
  * Why: every process can be killed at every message, every call can fail, and afterwards every descriptor is accounted for.
  * @module
  */
+
+import { encodeUtf8 } from "../../abi/struct.ts";
 import {
   LIVEUPDATE_IOCTL_CREATE_SESSION,
   LIVEUPDATE_IOCTL_CREATE_SESSION_ARG,
@@ -15,7 +17,13 @@ import {
 import { ByteWords } from "../../abi/words.ts";
 import { assert } from "../../base/assert.ts";
 import { KernelError } from "../../base/errno.ts";
-import type { Channel, Endpoint, EndpointEvent, Peer } from "../../host/channel.ts";
+import {
+  type Channel,
+  type Endpoint,
+  type EndpointEvent,
+  LINE_BYTES_MAX,
+  type Peer,
+} from "../../host/channel.ts";
 import type { Host } from "../../host/host.ts";
 import { preserveFd, retrieveFd } from "../../host/liveupdate.ts";
 import type { Resource } from "../../vmm/managed-vm.ts";
@@ -150,7 +158,8 @@ export class FakeChannel implements Channel {
     const { other } = this;
     if (this.#world.hasEnded) throw new Jumped();
     if (!this.isOpen || other === null || !other.isOpen || this.isFull) return false;
-    if (other.inbox.length >= BUFFER_LINES) return false;
+    if (other.inbox.length >= BUFFER_LINES || encodeUtf8(line).length > LINE_BYTES_MAX)
+      return false;
     for (const fd of fds)
       assert(this.#owner.fds.has(fd), `pid ${this.#owner.peer.pid} sends its own`);
     other.inbox.push({ line, fds: fds.map((fd) => this.#fake.host.dup(fd)) });

@@ -100,10 +100,10 @@ export class VmRegistry {
   /** Why there can be no update as things are. */
   get blockers(): readonly string[] {
     this.forgetEnded();
-    return this.entries.flatMap(({ name, state, problem }) => {
+    return this.entries.flatMap(({ name, state, holderPid, problem }) => {
       const why = problem === null ? "" : ` (${problem})`;
       if (state === "absent")
-        return `${name}: its VMM is not connected${why}, and would end with this kernel: start it, or abandon the VM`;
+        return `${name}: its VMM (pid ${holderPid ?? "not known"}) is not connected${why}, and would end with this kernel: it comes back, or ends`;
       if (state === "undoing")
         return `${name}: its VMM has not undone the last update${why}: wait for it, or end it`;
       return [];
@@ -131,7 +131,8 @@ export class VmRegistry {
       const session = this.#take(entry, state, handedIn);
       const vm = new RemoteVm(waiter, client, entry, resources);
       entry.vm = vm;
-      entry.holderPid = client.pid;
+      // 0: a process that this one does not see, of which nothing is ever known.
+      entry.holderPid = client.pid === 0 ? null : client.pid;
       entry.problem = null;
       client.vm = vm;
       this.#entries.set(name, entry);
@@ -150,6 +151,7 @@ export class VmRegistry {
     if (entry.vm !== vm) return;
     entry.vm = null;
     client.vm = null;
+    vm.gone(reason);
     if (isLetGo) entry.holderPid = null;
     switch (entry.state) {
       case "restoring":
@@ -165,7 +167,6 @@ export class VmRegistry {
         entry.problem = reason;
         if (isLetGo) this.#entries.delete(entry.name);
     }
-    vm.gone(reason);
     this.#options.waiter.changed(entry);
   }
 
@@ -191,7 +192,7 @@ export class VmRegistry {
 
   /**
    * Gives a VM up that nobody has: frees what is preserved of it.
-   * @throws {KernelError} ENOENT there is none; EBUSY a VMM has it, or its session cannot be finished
+   * @throws {KernelError} ENOENT there is none; EBUSY a VMM has it, connected or not, or its session cannot be finished
    */
   abandon(name: string): void {
     const { restoration, custody } = this.#options;
@@ -203,7 +204,13 @@ export class VmRegistry {
         "abandon",
         `${entry.vm.client.name} is the VMM of ${name}, which is ${entry.state}: end it first`,
       );
-    if (entry.isUnrestored && !restoration.isGone(name)) {
+    if (this.#mayBeHeld(entry))
+      throw new KernelError(
+        "EBUSY",
+        "abandon",
+        `pid ${entry.holderPid} has ${name}, if without a connection: end it first`,
+      );
+    if (entry.isUnrestored && !this.#isGone(name)) {
       if (restoration.vm(name)?.state === "running") restoration.finish(name);
       else restoration.abandon(name);
     }
@@ -241,12 +248,17 @@ export class VmRegistry {
     if (found.ownerUid !== null && client.uid !== found.ownerUid)
       throw refused("EACCES", `${name} belongs to uid ${found.ownerUid}, not to ${client.name}`);
     const { holderPid } = found;
-    if (holderPid !== null && holderPid !== client.pid && !this.#options.hasEnded(holderPid))
+    if (holderPid !== client.pid && this.#mayBeHeld(found))
       throw refused(
         "EEXIST",
         `pid ${holderPid} was the VMM of ${name}, and lives, if without a connection: it comes back or ends first`,
       );
     return found;
+  }
+
+  /** Whether a VMM without a connection may have it. */
+  #mayBeHeld({ holderPid }: VmEntry): boolean {
+    return holderPid !== null && !this.#options.hasEnded(holderPid);
   }
 
   /** Brings together what a VMM says and what the agent knows. @returns the session that the VMM gets */
@@ -257,14 +269,13 @@ export class VmRegistry {
       case "starting": {
         if (hasRun) throw inTheWay(entry);
         if (!entry.isUnrestored && !this.#mayBeUnrestored(entry)) break;
-        const session = this.#options.restoration.retrieve(name);
-        this.#options.custody?.keep(name, session);
+        const session = this.#retrieve(name);
         entry.state = "restoring";
         return session;
       }
       case "running":
         // Or an agent before this one has finished it, and ended before it could write that down.
-        if (entry.isUnrestored && !this.#options.restoration.isGone(name)) throw inTheWay(entry);
+        if (entry.isUnrestored && !this.#isGone(name)) throw inTheWay(entry);
         break;
       case "preserved":
       case "paused":
@@ -283,6 +294,22 @@ export class VmRegistry {
     return null;
   }
 
+  /** @throws {KernelError} as {@link Restoration.retrieve} */
+  #retrieve(name: string): number {
+    const { restoration, custody } = this.#options;
+    const session = restoration.retrieve(name);
+    custody?.keep(name, session);
+    return session;
+  }
+
+  /** As {@link Restoration.isGone}; what is retrieved by that is given in custody: with its last descriptor memory would go. */
+  #isGone(name: string): boolean {
+    const { restoration } = this.#options;
+    if (restoration.isGone(name)) return true;
+    if (restoration.vm(name)?.state !== "waiting") this.#retrieve(name);
+    return false;
+  }
+
   /** Whether there may be a session of a VM that nothing is known of. @throws {KernelError} EACCES only root finds out */
   #mayBeUnrestored(entry: VmEntry): boolean {
     const { isPastUnknown, restoration } = this.#options;
@@ -291,10 +318,10 @@ export class VmRegistry {
     if (ownerUid !== null && ownerUid !== 0)
       throw refused(
         "EACCES",
-        `whether ${name} came through the last update, and whose it was, is not known, since the agent's state or journal could not be read: only root's VMMs get it`,
+        `whether ${name} came through the last update, and whose it was, is not known, since the agent's state or journal could not be read: only root's VMMs find out (without the agent's state file, an agent that is started anew takes all for new)`,
       );
     restoration.admit({ name, ownerUid, pausedAtNs: 0 });
-    return !restoration.isGone(name);
+    return !this.#isGone(name);
   }
 
   #adopt(entry: VmEntry, session: number): void {
