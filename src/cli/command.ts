@@ -6,6 +6,8 @@ export interface Command {
   readonly summary: string;
   /** The whole help text. */
   readonly help: string;
+  /** It goes on when nobody reads its output any more. Default: a reader that has seen enough ends it. */
+  readonly outlivesReader?: boolean;
   /**
    * @param args - what follows the command's name
    * @returns the exit status

@@ -56,6 +56,12 @@ async function find(name: string): Promise<Command> {
 
 async function main(args: readonly string[]): Promise<number> {
   const [first, ...rest] = args;
+  let command: Command | null = null;
+  process.stdout.on("error", (error: NodeJS.ErrnoException) => {
+    if (error.code !== "EPIPE") throw error;
+    // A reader that has seen enough (`| head`) is no error of ours.
+    if (command?.outlivesReader !== true) process.exit(0);
+  });
   try {
     if (first === undefined) {
       console.error(await usage());
@@ -69,7 +75,7 @@ async function main(args: readonly string[]): Promise<number> {
       console.log(rest[0] === undefined ? await usage() : (await find(rest[0])).help);
       return 0;
     }
-    const command = await find(first);
+    command = await find(first);
     if (rest.includes("--help") || rest.includes("-h")) {
       console.log(command.help);
       return 0;
@@ -78,8 +84,7 @@ async function main(args: readonly string[]): Promise<number> {
   } catch (error) {
     if (!(error instanceof UsageError)) return tellFailure(error);
     console.error(`holdfast: ${error.message}`);
-    const command = first !== undefined && COMMANDS.has(first) ? `${first} ` : "";
-    console.error(`Try: holdfast ${command}--help`);
+    console.error(`Try: holdfast ${command === null ? "" : `${command.name} `}--help`);
     return 2;
   }
 }
@@ -95,9 +100,4 @@ function tellFailure(error: unknown): number {
   return 1;
 }
 
-// A reader that has seen enough (`| head`) is no error of ours.
-process.stdout.on("error", (error: NodeJS.ErrnoException) => {
-  if (error.code === "EPIPE") process.exit(0);
-  throw error;
-});
 process.exitCode = await main(process.argv.slice(2));

@@ -46,6 +46,7 @@ export const agent: Command = {
   name: "agent",
   summary: "Run the daemon that owns /dev/liveupdate",
   help: HELP,
+  outlivesReader: true,
   async run(args) {
     const { values } = parse({
       args,

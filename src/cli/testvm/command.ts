@@ -52,6 +52,7 @@ export const testvm: Command = {
   name: "testvm",
   summary: "Run a VM process that proves its memory, to try live updates with",
   help: HELP,
+  outlivesReader: true,
   async run(args) {
     const { values } = parse({
       args,
