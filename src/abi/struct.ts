@@ -134,8 +134,8 @@ export function struct<F extends Fields>(name: string, fields: F): Struct<F> {
   };
 }
 
-/** UTF-8 without Node's or a browser's TextDecoder, which the core's types do not have. */
-function decodeUtf8(bytes: readonly number[]): string | null {
+/** UTF-8 without Node's or a browser's TextDecoder, which the core's types do not have. @returns null when it is none */
+export function decodeUtf8(bytes: readonly number[]): string | null {
   try {
     return decodeURIComponent(bytes.map((b) => `%${b.toString(16).padStart(2, "0")}`).join(""));
   } catch {

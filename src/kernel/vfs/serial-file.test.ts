@@ -43,4 +43,10 @@ test("write() sends whole lines, however they are cut, and keeps what has no new
   assert.deepEqual(output, ["größe", "zwei", ""]);
   file.write(encode("ei\n"));
   assert.deepEqual(output.slice(3), ["drei"]);
+  assert.throws(
+    () => file.write(Uint8Array.of(0x61, 0x0a, 0xff, 0x0a)),
+    (error) => isKernelError(error, "EINVAL"),
+  );
+  file.write(encode("vier\n"));
+  assert.deepEqual(output.slice(4), ["vier"]);
 });

@@ -7,16 +7,20 @@
  * Source: Linux 7.3 drivers/tty/n_tty.c, termios(3)
  * @module
  */
+import { decodeUtf8, encodeUtf8 } from "../../abi/struct.ts";
 import { KernelError } from "../../base/errno.ts";
 import type { Serial } from "../../machine/machine.ts";
 import { File } from "./file.ts";
 
+const NEWLINE = 0x0a;
+
 /** The line with what of it has been read or written in part; one for all who open it. */
 export class SerialPort {
   readonly #serial: Serial;
-  readonly #decoder = new TextDecoder();
+  /** Of a line that has been read in part. */
   #input = new Uint8Array(0);
-  #output = "";
+  /** Of a line that has been written in part. */
+  #output: readonly number[] = [];
 
   constructor(serial: Serial) {
     this.#serial = serial;
@@ -32,7 +36,7 @@ export class SerialPort {
     if (this.#input.length === 0) {
       const line = this.#serial.readLine();
       if (line === null) throw new KernelError("EAGAIN", "read", "no line has come");
-      this.#input = new TextEncoder().encode(`${line}\n`);
+      this.#input = encodeUtf8(`${line}\n`);
     }
     const piece = this.#input.subarray(0, target.length);
     target.set(piece);
@@ -40,11 +44,18 @@ export class SerialPort {
     return piece.length;
   }
 
+  /** @throws {KernelError} EINVAL when a line is not UTF-8: nothing of this write goes out */
   write(bytes: Uint8Array): number {
-    // The decoder keeps the first bytes of a character that this write has cut.
-    this.#output += this.#decoder.decode(bytes, { stream: true });
-    const lines = this.#output.split("\n");
-    this.#output = lines.pop() ?? "";
+    const written = [...this.#output, ...bytes];
+    const lines: string[] = [];
+    let start = 0;
+    for (let end = written.indexOf(NEWLINE); end >= 0; end = written.indexOf(NEWLINE, start)) {
+      const line = decodeUtf8(written.slice(start, end));
+      if (line === null) throw new KernelError("EINVAL", "write", "the line is not UTF-8");
+      lines.push(line);
+      start = end + 1;
+    }
+    this.#output = written.slice(start);
     for (const line of lines) this.#serial.writeLine(line);
     return bytes.length;
   }
