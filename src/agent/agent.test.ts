@@ -532,7 +532,7 @@ test("takeOver() refuses a journal of a format that it does not know, by name", 
   for (const [journal, message] of [
     [{ format: "holdfast-journal-v9" }, /journal\.format is "holdfast-journal-v9"/],
     [null, /journal is null/],
-    [[], /journal is \[\]/],
+    [[], /journal is a list of 0/],
   ] as const) {
     const other = new FakeHost();
     const fd = other.host.memfdCreate("journal", 0);

@@ -105,3 +105,12 @@ test("decodeJournal() quotes only the beginning of what it refuses", () => {
     (error) => isKernelError(error, "EIO") && error.message.length < 200,
   );
 });
+
+test("decodeJournal() fails with EIO when what is in a field's place is nested deeper than the stack is", () => {
+  const deep = JSON.parse(`${"[".repeat(100_000)}${"]".repeat(100_000)}`) as unknown;
+  for (const value of [deep, { ...copy(), vms: [deep] }, { ...copy(), update: deep }])
+    assert.throws(
+      () => decodeJournal(value),
+      (error) => isKernelError(error, "EIO"),
+    );
+});

@@ -6,6 +6,7 @@
  * @module
  */
 import { KernelError } from "../base/errno.ts";
+import { describeJson } from "./json-field.ts";
 
 /** A step of an update with its time on the clock that goes on through a kexec. */
 export interface PhaseRecord {
@@ -155,7 +156,6 @@ function time(value: unknown, field: string): number {
 }
 
 function damaged(field: string, value: unknown, wanted: string): KernelError {
-  const found = JSON.stringify(value)?.slice(0, 80) ?? "missing";
   const name = field === "" ? "journal" : `journal.${field}`;
-  return new KernelError("EIO", "take over", `${name} is ${found}, not ${wanted}`);
+  return new KernelError("EIO", "take over", `${name} is ${describeJson(value)}, not ${wanted}`);
 }

@@ -7,7 +7,7 @@
  */
 import { KernelError } from "../../base/errno.ts";
 import { decodeJournal, type Journal } from "../journal.ts";
-import { JsonField } from "./json-field.ts";
+import { JsonField } from "../json-field.ts";
 import { decodeVmName } from "./protocol.ts";
 
 /** Changes with {@link AgentState}. */
@@ -47,7 +47,7 @@ export interface AgentState {
   readonly isUpdating: boolean;
   /** A state or a journal could not be read since this kernel was booted: there may be sessions that nobody knows of. */
   readonly isPastUnknown: boolean;
-  /** Of the update that this kernel came out of; null: of none. */
+  /** Of the update that this kernel came out of, without `userData`, which is anything of any depth; null: of none. */
   readonly journal: Journal | null;
   readonly vms: readonly PastVm[];
 }
@@ -64,6 +64,11 @@ export interface StateStore {
    * @throws {KernelError} ENOSPC, EROFS, ...
    */
   write(state: AgentState): void;
+}
+
+/** A journal as it is kept here. */
+export function keptJournal(journal: Journal | null): Journal | null {
+  return journal && { ...journal, userData: null };
 }
 
 const damaged = (message: string) => new KernelError("EIO", "read the agent's state", message);

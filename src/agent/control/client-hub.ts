@@ -87,7 +87,7 @@ export class ClientHub {
   #open(channel: Channel): void {
     const client = new Client(channel);
     const same = [...this.#clients.values()].filter(
-      ({ vm, uid }) => vm === null && uid === client.uid,
+      ({ isVmm, uid }) => !isVmm && uid === client.uid,
     );
     this.#clients.set(channel, client);
     if (!client.isAllowed(this.#group))

@@ -10,12 +10,11 @@ import {
   OUTSTANDING_CALLS_MAX,
   type ProgressEvent,
 } from "./protocol.ts";
-import type { RemoteVm } from "./remote-vm.ts";
 
 export class Client {
   readonly channel: Channel;
-  /** The VM whose VMM it is. */
-  vm: RemoteVm | null = null;
+  /** Whether it is the VMM of a VM. */
+  isVmm = false;
   /** Ids of calls that are not answered. */
   readonly #outstanding = new Set<number>();
   #isOpen = true;

@@ -8,7 +8,13 @@ import type { Host } from "../../host/host.ts";
 import { Agent, type PhaseObserver } from "../agent.ts";
 import type { Journal } from "../journal.ts";
 import type { Restoration } from "../restoration.ts";
-import { type AgentState, type PastVm, STATE_FORMAT, type StateStore } from "./agent-state.ts";
+import {
+  type AgentState,
+  keptJournal,
+  type PastVm,
+  STATE_FORMAT,
+  type StateStore,
+} from "./agent-state.ts";
 
 export interface Past {
   readonly agent: Agent;
@@ -86,7 +92,7 @@ function takeJournal(source: PastSource, observe: PhaseObserver, notes: string[]
         bootId,
         isUpdating: false,
         isPastUnknown: false,
-        journal,
+        journal: keptJournal(journal),
         vms: incomingVms(source, journal),
       });
     return { taken: Agent.takeOver(host, observe, keep), isDamaged: false };

@@ -18,9 +18,9 @@
 import { ERRNO, type ErrnoCode, KernelError } from "../../base/errno.ts";
 import { RESOURCE_KINDS, type Resource, type ResourceKind } from "../../vmm/managed-vm.ts";
 import { AGENT_SESSION } from "../journal.ts";
+import { JsonField } from "../json-field.ts";
 import type { Degradation } from "../preflight.ts";
 import type { KernelTarget } from "../target/kernel-target.ts";
-import { JsonField } from "./json-field.ts";
 
 /** Instead of a call's id: of the error that ends the connection as a whole. Calls have ids from 1 on. */
 export const CONNECTION_ID = 0;

@@ -40,17 +40,15 @@ export class RemoteVm implements ManagedVm {
   readonly client: Client;
   readonly entry: VmEntry;
   readonly #waiter: Waiter;
-  #resources: readonly Resource[];
   #lastAsk = 0;
   #isGone = false;
   /** Not answered. */
   readonly #asks = new Map<number, PendingAsk>();
 
-  constructor(waiter: Waiter, client: Client, entry: VmEntry, resources: readonly Resource[]) {
+  constructor(waiter: Waiter, client: Client, entry: VmEntry) {
     this.#waiter = waiter;
     this.client = client;
     this.entry = entry;
-    this.#resources = resources;
   }
 
   get name(): string {
@@ -62,11 +60,7 @@ export class RemoteVm implements ManagedVm {
   }
 
   resources(): readonly Resource[] {
-    return this.#resources;
-  }
-
-  setResources(resources: readonly Resource[]): void {
-    this.#resources = resources;
+    return this.entry.resources;
   }
 
   preserve(session: number, without: readonly ResourceKind[]): Pending {

@@ -19,7 +19,7 @@ import type { ManagedVm } from "../../vmm/managed-vm.ts";
 import type { Agent } from "../agent.ts";
 import type { Journal, PhaseRecord } from "../journal.ts";
 import { completeTarget } from "../target/default-target.ts";
-import { STATE_FORMAT, type StateStore } from "./agent-state.ts";
+import { keptJournal, STATE_FORMAT, type StateStore } from "./agent-state.ts";
 import type { Client } from "./client.ts";
 import { ClientHub } from "./client-hub.ts";
 import { Completion } from "./completion.ts";
@@ -204,7 +204,7 @@ export class AgentServer {
 
   #message(client: Client, message: ClientMessage, fds: readonly number[]): void {
     if (message.kind === "answer") {
-      if (client.vm?.answered(message.ask, message.error) !== true)
+      if (this.#registry.vmOf(client)?.answered(message.ask, message.error) !== true)
         throw new KernelError(
           "EPROTO",
           "answer",
@@ -275,23 +275,23 @@ export class AgentServer {
         return null;
       }
       case "running": {
-        const vm = vmOf(client, request.call);
+        const vm = this.#vmOf(client, request.call);
         this.#registry.running(vm, request.atNs);
         this.#succeed(client, id, {});
         this.#completion.proceed(vm);
         return null;
       }
       case "failed": {
-        const { entry } = vmOf(client, request.call);
+        const { entry } = this.#vmOf(client, request.call);
         entry.problem = `${request.error.code}: ${request.error.message}`;
         this.#changed(entry);
         return {};
       }
       case "resources":
-        vmOf(client, request.call).setResources(request.resources);
+        this.#vmOf(client, request.call).entry.resources = request.resources;
         return {};
       case "unregister":
-        this.#registry.leave(vmOf(client, request.call), "it was unregistered", true);
+        this.#registry.leave(this.#vmOf(client, request.call), "it was unregistered", true);
         return {};
     }
   }
@@ -326,7 +326,8 @@ export class AgentServer {
       if (!(error instanceof KernelError)) throw error;
       run.isUndoing = true;
       const { entries } = this.#registry;
-      const isUndone = () => entries.every(({ state, vm }) => state !== "undoing" || vm === null);
+      const isUndone = () =>
+        entries.every(({ state, client }) => state !== "undoing" || client === null);
       this.#waitUntil(isUndone, this.#options.host.clockNs() + run.timeoutNs);
       this.#run = null;
       this.#isSaved = false;
@@ -367,7 +368,7 @@ export class AgentServer {
 
   #gone(client: Client, reason: string): void {
     this.#waits = this.#waits.filter((wait) => wait.client !== client);
-    const { vm } = client;
+    const vm = this.#registry.vmOf(client);
     if (vm === null) return;
     const run = this.#run;
     if (run !== null && !run.isUndoing)
@@ -464,15 +465,17 @@ export class AgentServer {
       bootId: this.#options.bootId,
       isUpdating: this.#run !== null,
       isPastUnknown: this.#isPastUnknown,
-      journal: this.#journal,
+      journal: keptJournal(this.#journal),
       vms: this.#registry.past,
     });
     this.#isSaved = true;
   }
-}
 
-function vmOf(client: Client, call: string): RemoteVm {
-  if (client.vm === null)
-    throw new KernelError("EINVAL", call, "this connection has no VM; it registers one first");
-  return client.vm;
+  /** @throws {KernelError} EINVAL it is no VM's VMM */
+  #vmOf(client: Client, call: string): RemoteVm {
+    const vm = this.#registry.vmOf(client);
+    if (vm === null)
+      throw new KernelError("EINVAL", call, "this connection has no VM; it registers one first");
+    return vm;
+  }
 }

@@ -1,7 +1,8 @@
 /** A VM as the agent knows it by its name: who has it, where it is, what the last update left of it. @module */
+import type { Resource } from "../../vmm/managed-vm.ts";
 import type { PastVm } from "./agent-state.ts";
+import type { Client } from "./client.ts";
 import type { VmState, VmStatus } from "./protocol.ts";
-import type { RemoteVm } from "./remote-vm.ts";
 
 /** States of a VM that is not out of the last update yet. */
 const UNRESTORED: readonly VmState[] = ["incoming", "restoring", "restored", "lost"];
@@ -12,7 +13,9 @@ export class VmEntry {
   readonly ownerUid: number | null;
   state: VmState;
   /** Its VMM; null while none is connected. */
-  vm: RemoteVm | null = null;
+  client: Client | null = null;
+  /** As its VMM has last said. */
+  resources: readonly Resource[] = [];
   /** Process of its last VMM; null when that has let go of it. It may live on without a connection, and have the VM's memory. */
   holderPid: number | null = null;
   blackoutNs: number | null = null;
@@ -55,13 +58,13 @@ export class VmEntry {
   }
 
   get status(): VmStatus {
-    const { name, state, vm, ownerUid, blackoutNs, problem } = this;
+    const { name, state, client, resources, ownerUid, blackoutNs, problem } = this;
     return {
       name,
       state,
-      pid: vm?.client.pid ?? null,
+      pid: client?.pid ?? null,
       uid: ownerUid,
-      resources: vm?.resources() ?? [],
+      resources,
       blackoutNs,
       problem,
     };

@@ -44,6 +44,8 @@ type Registration = Extract<Request, { call: "register" }>;
 export class VmRegistry {
   readonly #options: RegistryOptions;
   readonly #entries = new Map<string, VmEntry>();
+  /** By their VMMs. */
+  readonly #vms = new Map<Client, RemoteVm>();
 
   constructor(options: RegistryOptions, past: readonly PastVm[]) {
     this.#options = options;
@@ -57,7 +59,7 @@ export class VmRegistry {
 
   /** VMs whose VMMs are connected. */
   get vms(): readonly RemoteVm[] {
-    return this.entries.flatMap(({ vm }) => vm ?? []);
+    return this.entries.flatMap(({ client }) => (client && this.#vms.get(client)) ?? []);
   }
 
   /** Forgets ordinary VMs whose VMMs have ended. */
@@ -81,6 +83,11 @@ export class VmRegistry {
       entry.problem = `its VMM has not answered "${overdue}" in time`;
       this.#options.waiter.changed(entry);
     }
+  }
+
+  /** The VM whose VMM a client is; null: none. */
+  vmOf(client: Client): RemoteVm | null {
+    return this.#vms.get(client) ?? null;
   }
 
   /** What must not be forgotten of them. */
@@ -129,12 +136,14 @@ export class VmRegistry {
       if (handedIn !== null) undo(() => host.close(handedIn));
       const entry = this.#entryFor(client, name);
       const session = this.#take(entry, state, handedIn);
-      const vm = new RemoteVm(waiter, client, entry, resources);
-      entry.vm = vm;
+      const vm = new RemoteVm(waiter, client, entry);
+      this.#vms.set(client, vm);
+      client.isVmm = true;
+      entry.client = client;
+      entry.resources = resources;
       // 0: a process that this one does not see, of which nothing is ever known.
       entry.holderPid = client.pid === 0 ? null : client.pid;
       entry.problem = null;
-      client.vm = vm;
       this.#entries.set(name, entry);
       waiter.changed(entry);
       return { vm, session };
@@ -148,9 +157,9 @@ export class VmRegistry {
    */
   leave(vm: RemoteVm, reason: string, isLetGo: boolean): void {
     const { entry, client } = vm;
-    if (entry.vm !== vm) return;
-    entry.vm = null;
-    client.vm = null;
+    this.#vms.delete(client);
+    client.isVmm = false;
+    entry.client = null;
     vm.gone(reason);
     if (isLetGo) entry.holderPid = null;
     switch (entry.state) {
@@ -198,11 +207,11 @@ export class VmRegistry {
     const { restoration, custody } = this.#options;
     const entry = this.#entries.get(name);
     if (entry === undefined) throw new KernelError("ENOENT", "abandon", `there is no VM "${name}"`);
-    if (entry.vm !== null)
+    if (entry.client !== null)
       throw new KernelError(
         "EBUSY",
         "abandon",
-        `${entry.vm.client.name} is the VMM of ${name}, which is ${entry.state}: end it first`,
+        `${entry.client.name} is the VMM of ${name}, which is ${entry.state}: end it first`,
       );
     if (this.#mayBeHeld(entry))
       throw new KernelError(
@@ -235,16 +244,17 @@ export class VmRegistry {
 
   /** @throws {KernelError} as {@link register} */
   #entryFor(client: Client, name: string): VmEntry {
-    if (client.vm !== null)
-      throw refused("EINVAL", `this connection has the VM ${client.vm.name}; a VM has its own`);
+    const own = this.#vms.get(client);
+    if (own !== undefined)
+      throw refused("EINVAL", `this connection has the VM ${own.name}; a VM has its own`);
     const found = this.#entries.get(name);
     if (found === undefined) {
       if (this.#entries.size >= VMS_MAX)
         throw refused("ENOSPC", `${VMS_MAX} VMs are registered; no more are taken`);
       return new VmEntry(name, client.uid, "running");
     }
-    if (found.vm !== null)
-      throw refused("EEXIST", `${name} is registered already, by ${found.vm.client.name}`);
+    if (found.client !== null)
+      throw refused("EEXIST", `${name} is registered already, by ${found.client.name}`);
     if (found.ownerUid !== null && client.uid !== found.ownerUid)
       throw refused("EACCES", `${name} belongs to uid ${found.ownerUid}, not to ${client.name}`);
     const { holderPid } = found;

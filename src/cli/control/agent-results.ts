@@ -2,7 +2,7 @@
  * What the agent answers to operators, checked: it may be of another release than this command.
  * @module
  */
-import { JsonField } from "../../agent/control/json-field.ts";
+
 import {
   decodeResources,
   LISTED_MAX,
@@ -14,6 +14,7 @@ import {
   VM_STATES,
   type VmStatus,
 } from "../../agent/control/protocol.ts";
+import { JsonField } from "../../agent/json-field.ts";
 import { KernelError } from "../../base/errno.ts";
 import { LINE_BYTES_MAX } from "../../host/channel.ts";
 

@@ -3,8 +3,8 @@
  * wrong is named by its path.
  * @module
  */
-import { encodeUtf8 } from "../../abi/struct.ts";
-import type { KernelError } from "../../base/errno.ts";
+import { encodeUtf8 } from "../abi/struct.ts";
+import type { KernelError } from "../base/errno.ts";
 
 /** Makes the error of a value that is not as it should be, from a sentence about it. */
 export type Mismatch = (message: string) => KernelError;
@@ -124,7 +124,17 @@ export class JsonField {
 
   /** The error that it is not what it should be. */
   wrong(wanted: string): KernelError {
-    const found = JSON.stringify(this.#value)?.slice(0, 80) ?? "missing";
-    return this.#mismatch(`${this.#path} is ${found}, not ${wanted}`);
+    return this.#mismatch(`${this.#path} is ${describeJson(this.#value)}, not ${wanted}`);
   }
+}
+
+/**
+ * A value of untrusted JSON for a message. What is in a list or an object is left out: it may be nested deeper than the stack
+ * is, which JSON.stringify does not survive.
+ */
+export function describeJson(value: unknown): string {
+  if (value === undefined) return "missing";
+  if (Array.isArray(value)) return `a list of ${value.length}`;
+  if (typeof value === "object" && value !== null) return "an object";
+  return (JSON.stringify(value) ?? typeof value).slice(0, 80);
 }
