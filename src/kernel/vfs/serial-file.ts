@@ -18,7 +18,7 @@ const NEWLINE = 0x0a;
 export class SerialPort {
   readonly #serial: Serial;
   /** Of a line that has been read in part. */
-  #input = new Uint8Array(0);
+  #input: Uint8Array = new Uint8Array(0);
   /** Of a line that has been written in part. */
   #output: readonly number[] = [];
 
