@@ -50,7 +50,8 @@ export const LINES_PER_POLL = 16;
 /** Channels of all, and of one user that is not root, so that nobody keeps root out. */
 export const CHANNELS_MAX = 256;
 export const CHANNELS_OF_USER_MAX = 64;
-const BACKLOG = 64;
+/** Connections that wait to be accepted; one more gets EAGAIN. */
+const BACKLOG = CHANNELS_MAX;
 const ACCEPTS_PER_POLL = 16;
 /** No connection is accepted for so long after the process or the system had no room for one. */
 const ACCEPT_PAUSE_NS = 100e6;
