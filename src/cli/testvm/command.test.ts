@@ -17,8 +17,10 @@ const MAIN = fileURLToPath(
 const skip = process.platform === "linux" ? false : "needs Linux";
 
 interface Setting {
-  readonly socket: string;
+  /** Starts the VM. That it ends before `stop` fails the test. */
   start(...args: string[]): ChildProcess;
+  /** @returns the exit status */
+  stop(signal: NodeJS.Signals): Promise<number | null>;
   /** Listens; tells what the first one who connects says first. */
   agent(): Promise<{ readonly socket: Socket; readonly message: Record<string, unknown> }>;
 }
@@ -27,19 +29,29 @@ interface Setting {
 async function withSetting(use: (setting: Setting) => Promise<void>): Promise<void> {
   const folder = mkdtempSync(join(tmpdir(), "holdfast-"));
   const socket = join(folder, "agent.sock");
-  const children: ChildProcess[] = [];
   const server = createServer();
+  const early = new AbortController();
+  let child: ChildProcess | null = null;
+  let isStopping = false;
   try {
-    await use({
-      socket,
+    const used = use({
       start: (...args) => {
-        const child = spawn(
+        child = spawn(
           process.execPath,
           [...process.execArgv, MAIN, "testvm", "--socket", socket, "--name", "vm0", ...args],
           { stdio: ["ignore", "pipe", "inherit"] },
         );
-        children.push(child);
+        child.on("exit", () => {
+          if (!isStopping) early.abort();
+        });
         return child;
+      },
+      stop: async (signal) => {
+        isStopping = true;
+        assert.ok(child);
+        child.kill(signal);
+        const [status] = (await once(child, "exit")) as [number | null];
+        return status;
       },
       agent: async () => {
         server.listen(socket);
@@ -48,22 +60,19 @@ async function withSetting(use: (setting: Setting) => Promise<void>): Promise<vo
         return { socket: connected, message: JSON.parse(line) as Record<string, unknown> };
       },
     });
+    const ended = once(early.signal, "abort").then(() => assert.fail("the VM has ended"));
+    await Promise.race([used, ended]);
   } finally {
-    for (const child of children) child.kill("SIGKILL");
+    (child as ChildProcess | null)?.kill("SIGKILL");
     server.close();
     rmSync(folder, { recursive: true });
   }
 }
 
-async function ended(child: ChildProcess): Promise<number | null> {
-  const [status] = (await once(child, "exit")) as [number | null];
-  return status;
-}
-
 test("a VM registers, begins when there is no session, proves its memory on SIGUSR2, and ends on SIGTERM", {
   skip,
 }, async () => {
-  await withSetting(async ({ start, agent }) => {
+  await withSetting(async ({ start, stop, agent }) => {
     const child = start("--memory", "4M", "--json");
     assert.ok(child.stdout);
     const events: TestVmEvent[] = [];
@@ -93,13 +102,12 @@ test("a VM registers, begins when there is no session, proves its memory on SIGU
     const verified = await happens("verified");
     assert.ok(verified.event === "verified");
     assert.deepEqual([verified.bytes, verified.damagedPages], [4 * 2 ** 20, 0]);
-    child.kill("SIGTERM");
-    assert.equal(await ended(child), 0);
+    assert.equal(await stop("SIGTERM"), 0);
   });
 });
 
 test("a VM whose output nobody reads any more lives on", { skip }, async () => {
-  await withSetting(async ({ start, agent }) => {
+  await withSetting(async ({ start, stop, agent }) => {
     const child = start("--json");
     assert.ok(child.stdout);
     // It has said that there is no agent; the next thing that it says is that there is one.
@@ -112,7 +120,6 @@ test("a VM whose output nobody reads any more lives on", { skip }, async () => {
     // Half a second later it registers again, unless saying so has ended it.
     const [again] = (await once(socket, "data")) as [Buffer];
     assert.match(again.toString(), /"call":"register"/);
-    child.kill("SIGINT");
-    assert.equal(await ended(child), 0);
+    assert.equal(await stop("SIGINT"), 0);
   });
 });
