@@ -510,6 +510,22 @@ describe("AgentServer", () => {
       assert.deepEqual(world.fake.discarded, []);
     });
 
+    test("after it retrieved a session in vain, to give a VM up: nothing of the VM is lost", () => {
+      const world = jumped(["vm0"], { hasCustody: true });
+      world.fake.fails = (call) => (call === "finish" ? "EBUSY" : null);
+      const operator = world.operator();
+      const id = operator.call("restore", { abandon: ["vm0"] });
+      world.settle(3);
+      assert.equal(operator.answers(id)[0].error?.code, "EBUSY");
+      world.fake.fails = () => null;
+      world.killAgent();
+      assert.deepEqual(world.fake.discarded, []);
+      world.startAgent();
+      world.startVm("vm0");
+      world.settle();
+      assert.deepEqual(world.vm("vm0").story, ["restore", "finished"]);
+    });
+
     test("with a VMM that dies too, and no custody: its session is gone, and that is told", () => {
       const world = jumped(["vm0"]);
       const vm = world.startVm("vm0");
@@ -1041,7 +1057,7 @@ describe("AgentServer", () => {
   test("status comes in pages when there are many VMs", () => {
     const world = new World();
     world.startAgent();
-    const names = [...Array(300)].map((_, i) => `vm${String(i).padStart(3, "0")}`);
+    const names = [...Array(500)].map((_, i) => `vm${String(i).padStart(3, "0")}`);
     for (const name of names) world.startVm(name, Number(name.slice(2)));
     world.settle(6);
     assert.deepEqual([...status(world).keys()], names);
