@@ -275,6 +275,8 @@ export class LinuxHost implements Host {
       if (initrd === null) this.#ffi.kexecFileLoad(kernelFd, -1, line, KEXEC_FILE_NO_INITRAMFS);
       else withFile(initrd, (initrdFd) => this.#ffi.kexecFileLoad(kernelFd, initrdFd, line, 0));
     });
+    // What is dirty now would be written in reboot(), when VMs stand still.
+    this.#ffi.sync();
   }
 
   kexecUnload(): void {
