@@ -73,6 +73,9 @@ test("ENOENT says what the kernel lacks: an option, a parameter, or why it canno
 });
 
 test("an error that says all by itself stays as it is", () => {
-  const error = new KernelError("EIO", "read the journal", "format");
-  assert.equal(explainDeviceError(host({ config: ALL, commandLine: "" }), error), error);
+  for (const error of [
+    new KernelError("EIO", "open", "/dev/liveupdate"),
+    new KernelError("ENOENT", "open", "/run/holdfast"),
+  ])
+    assert.equal(explainDeviceError(host({ config: ALL, commandLine: "" }), error), error);
 });

@@ -29,9 +29,11 @@ export function explainDeviceError(
 
 function reasonOf(
   host: Host,
-  { code }: KernelError,
+  { code, message }: KernelError,
   openers: (path: string) => readonly Holder[],
 ): string | null {
+  // What else an agent meets when it starts has these codes, too.
+  if (!message.includes(DEVICE)) return null;
   switch (code) {
     case "EBUSY":
       return `${DEVICE} has one opener at a time, and ${openedBy(openers(DEVICE))}`;

@@ -93,17 +93,17 @@ export async function runLinuxAgent(
     endpoint.close();
     throw isKernelError(error) ? explainDeviceError(host, error) : error;
   }
-  for (const text of server.notes) note(text);
-  say({ event: "listening", socket: options.socket, updates: server.agent.updates });
-  manager?.ready();
-  const signal = await serve(server, endpoint);
-  manager?.stopping();
-  say({
-    event: "stopping",
-    signal,
-    left: (server.agent.restoration?.left ?? []).map(({ name }) => name),
-  });
-  server.close();
+  try {
+    for (const text of server.notes) note(text);
+    say({ event: "listening", socket: options.socket, updates: server.agent.updates });
+    manager?.ready();
+    const signal = await serve(server, endpoint);
+    manager?.stopping();
+    const left = (server.agent.restoration?.left ?? []).map(({ name }) => name);
+    say({ event: "stopping", signal, left });
+  } finally {
+    server.close();
+  }
 }
 
 /** @returns the signal that ended it */
