@@ -17,7 +17,7 @@ export function renderStatus(
   style: Style,
 ): string[] {
   const lines = [
-    `Linux ${style.strong(release)}, ${counted(updates, "update")} since the cold boot, ${activity}`,
+    `kernel ${style.strong(release)}, ${counted(updates, "update")} since the cold boot, ${activity}`,
   ];
   lines.push(...notes.map((note) => `note: ${note}`));
   lines.push("", ...renderVms(vms, style));

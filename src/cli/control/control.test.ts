@@ -142,7 +142,7 @@ describe("status", () => {
     const { status, stdout, stderr } = await run("status");
     assert.deepEqual([status, stderr], [0, ""]);
     assert.deepEqual(stdout.split("\n"), [
-      "Linux 7.3.0, 2 updates since the cold boot, idle",
+      "kernel 7.3.0, 2 updates since the cold boot, idle",
       "note: the state file was of another boot",
       "",
       "vm   state    pid   uid  memory  resources",
