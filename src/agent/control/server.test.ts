@@ -186,6 +186,24 @@ describe("AgentServer", () => {
     assert.equal(world.server?.agent.updates, 5);
   });
 
+  test("a VMM whose clock is a little off brings its VM back all the same; a time that cannot be is EINVAL", () => {
+    for (const [offNs, works] of [
+      [0.9e9, true],
+      [2e9, false],
+      [-1e15, false],
+    ] as const) {
+      const world = jumped(["vm0"]);
+      const vm = world.startVm("vm0");
+      vm.saysRunning = false;
+      world.settle(5);
+      vm.client.running(Math.max(0, vm.process.host.clockNs() + offNs));
+      world.server?.poll(0);
+      world.settle(3);
+      if (works) assertOrdinary(world, world.vms);
+      else assert.match(vm.client.problem ?? "", /EINVAL.*cannot have run at/);
+    }
+  });
+
   test("a VM with an iommufd is asked to rebuild and swap before its session is finished, again when that fails", () => {
     const world = jumped(["vm0"]);
     const vm = world.startVm("vm0");

@@ -16,6 +16,9 @@ import type { RegisterState, Request } from "./protocol.ts";
 import { RemoteVm, type Waiter } from "./remote-vm.ts";
 import { VmEntry } from "./vm-entry.ts";
 
+/** Each process measures on its own how far the kernel's clock is from that which goes on through a kexec. */
+const CLOCK_SKEW_NS = 1e9;
+
 /** Who else keeps copies of sessions, so that they outlive the agent's process: a service manager. */
 export interface Custody {
   /** @param session - stays the agent's */
@@ -186,10 +189,22 @@ export class VmRegistry {
   running({ entry }: RemoteVm, atNs: number): void {
     if (entry.state !== "restoring" && entry.state !== "restored")
       throw new KernelError("EINVAL", "running", `${entry.name} is ${entry.state}`);
-    entry.blackoutNs = this.#options.restoration.running(entry.name, atNs);
+    entry.blackoutNs = this.#options.restoration.running(
+      entry.name,
+      this.#within(entry.name, atNs),
+    );
     entry.state = "restored";
     entry.problem = null;
     this.#options.waiter.changed(entry);
+  }
+
+  /** A time that is off by no more than two processes' clocks may be, brought to where it can be. */
+  #within(name: string, atNs: number): number {
+    const { restoration, host } = this.#options;
+    const firstNs = restoration.vm(name)?.pausedAtNs ?? 0;
+    const nowNs = host.clockNs();
+    const nearest = Math.max(Math.min(atNs, nowNs), Math.min(firstNs, nowNs));
+    return Math.abs(nearest - atNs) <= CLOCK_SKEW_NS ? nearest : atNs;
   }
 
   /** Finishes the session of a VM whose guest runs. @throws {KernelError} EBUSY, as FINISH */
