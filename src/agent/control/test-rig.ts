@@ -503,7 +503,7 @@ export class ToyVmm implements VmCallbacks {
   preserve(session: number): Work {
     this.#do("preserve");
     return this.#slowly(() => {
-      assert(this.memory !== null, "it runs");
+      if (this.memory === null) throw new KernelError("EINVAL", "preserve", "it could not begin");
       preserveFd(this.process.host, session, this.memory, 1n);
     });
   }
