@@ -152,6 +152,16 @@ test("running() fails with EINVAL without a session, and at a time when the VM c
   assert.equal(restoration.running("vm0", PAUSED_AT_NS), 0);
 });
 
+test("running() does without a blackout when the clock began anew and has passed the old one's time", () => {
+  const { fake, device, now } = arrived();
+  fake.bootedAtNs = 0;
+  const restoration = new Restoration(fake.host, device, [
+    { name: "vm0", ownerUid: null, pausedAtNs: 1 },
+  ]);
+  restoration.retrieve("vm0");
+  assert.equal(restoration.running("vm0", now()), null);
+});
+
 test("running() does without a blackout when the clock did not go on through the jump", () => {
   const { fake, device, now } = arrived();
   const records = [{ name: "vm0", ownerUid: null, pausedAtNs: 1e12 }];

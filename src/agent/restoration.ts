@@ -160,7 +160,9 @@ export class Restoration {
     if (entry.session === null)
       throw new KernelError("EINVAL", OP, `"${name}" cannot run: nobody has retrieved its session`);
     const nowNs = this.#host.clockNs();
-    const goesOn = entry.pausedAtNs > 0 && nowNs >= entry.pausedAtNs;
+    // Where the clock begins anew with each kernel, it passes by the old one's times again.
+    const bootedAtNs = this.#host.bootedAtNs ?? nowNs;
+    const goesOn = entry.pausedAtNs > 0 && bootedAtNs >= entry.pausedAtNs;
     const firstNs = goesOn ? entry.pausedAtNs : 0;
     if (!(atNs >= firstNs && atNs <= nowNs))
       throw new KernelError(

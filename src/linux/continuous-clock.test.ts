@@ -1,5 +1,12 @@
 import assert from "node:assert/strict";
-import { mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import {
+  mkdtempSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  symlinkSync,
+  writeFileSync,
+} from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterEach, beforeEach, test } from "node:test";
@@ -122,6 +129,14 @@ test("a folder that cannot be written leaves each process its own clock", () => 
   assert.throws(() => machine.clock({ folder: blocked, commandLine: parameter }));
   const own = machine.clock({ folder: "/proc/holdfast", commandLine: parameter });
   assert.ok(Math.abs(own.bootedAtNs - machine.bootNs) < 2000);
+});
+
+test("a folder that another process has just made is no error", () => {
+  const machine = new FakeMachine();
+  // Not there to whoever looks, and there to whoever makes it.
+  const link = join(folder, "link");
+  symlinkSync(join(folder, "nowhere"), link);
+  assert.equal(machine.clock({ folder: link }).bootedAtNs, 0);
 });
 
 test("garbage on the command line or in the file gives a fresh clock", () => {

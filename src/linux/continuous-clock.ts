@@ -11,15 +11,7 @@
  * Not trusted: the command line and the file. What is wrong there gives a clock that begins with this boot.
  * @module
  */
-import {
-  existsSync,
-  linkSync,
-  mkdirSync,
-  readFileSync,
-  renameSync,
-  rmSync,
-  writeFileSync,
-} from "node:fs";
+import { linkSync, mkdirSync, readFileSync, renameSync, rmSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { isIndex } from "../base/units.ts";
 import type { BootCounter } from "./boot-counter.ts";
@@ -157,7 +149,7 @@ function agree(folder: string, bootId: string, find: () => number): number {
   const bootedAtNs = find();
   const own = `${path}.${process.pid}`;
   try {
-    if (!existsSync(folder)) mkdirSync(folder, { mode: 0o755 });
+    makeFolder(folder);
     writeFileSync(own, JSON.stringify({ bootId, bootedAtNs }), { flag: "wx", mode: 0o644 });
   } catch (error) {
     if (isNodeError(error, ["EACCES", "EROFS", "ENOENT", "ENOSPC"])) return bootedAtNs;
@@ -174,6 +166,15 @@ function agree(folder: string, bootId: string, find: () => number): number {
     return theirs ?? bootedAtNs;
   } finally {
     rmSync(own, { force: true });
+  }
+}
+
+/** Several processes of a boot begin at once: another may have made it a moment before. */
+function makeFolder(path: string): void {
+  try {
+    mkdirSync(path, { mode: 0o755 });
+  } catch (error) {
+    if (!isNodeError(error, ["EEXIST"])) throw error;
   }
 }
 
