@@ -9,3 +9,13 @@ export interface BareResult {
   readonly folios: FolioSize;
   readonly ns: number;
 }
+
+/** Before each line of linux-timed.ts. */
+export const CALL_MARK = "timed ";
+
+/** What a VMM did, on CLOCK_MONOTONIC. */
+export interface TimedCall {
+  readonly call: "PRESERVE_FD" | "RETRIEVE_FD" | "connect";
+  readonly startNs: number;
+  readonly endNs: number;
+}

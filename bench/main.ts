@@ -9,6 +9,7 @@ import { missingQemu } from "../tests/qemu/rig.ts";
 import { blackoutRows } from "./blackout.ts";
 import { handoverRows } from "./handover-size.ts";
 import { inspectRows } from "./inspect.ts";
+import { linuxRows } from "./linux.ts";
 import { residentMemory, updateRows } from "./live-update.ts";
 import { mapRows, unitRows, walkRows } from "./page-tables.ts";
 import { referenceRates } from "./reference.ts";
@@ -27,6 +28,7 @@ console.error("measuring blackouts, and the loops in C ...");
 // First what needs processes of their own: Linux does not let one fork that has a terabyte mapped.
 const blackout = await blackoutRows(noQemu === null);
 const accesses = noQemu === null ? await accessRows() : [];
+const linux = await linuxRows();
 const reference = referenceRates(REFERENCE_MS);
 const sections: [title: string, measure: () => Row[]][] = [
   ["(a) page tables: entries mapped and unmapped, beside C", () => mapRows(reference)],
@@ -44,6 +46,11 @@ const sections: [title: string, measure: () => Row[]][] = [
 ];
 if (noQemu === null)
   sections.push(["(g) register accesses of an update of two VMs on QEMU", () => accesses]);
+if (linux !== null)
+  sections.push([
+    "(h) live update on Linux in QEMU: 1 GiB of guest memory, an emulated processor",
+    () => linux,
+  ]);
 
 let ok = true;
 for (const [title, measure] of sections) {
