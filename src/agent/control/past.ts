@@ -42,12 +42,19 @@ export function readPast(source: PastSource, observe: PhaseObserver): Past {
   const { host, store, bootId } = source;
   const notes: string[] = [];
   const saved = readState(store, notes);
-  const came = takeJournal(source, observe, notes);
   const before = saved.state?.bootId === bootId ? saved.state : null;
+  if (before === null) announceTakeOver(source, notes);
+  const came = takeJournal(source, observe, notes);
   if (saved.state !== null && before === null && came.taken === null)
     notes.push(...staleNotes(saved.state));
   if (before?.isUpdating === true)
     notes.push("the agent before this one ended in an update: it did not happen, and is undone");
+  const isUnknown =
+    saved.isDamaged || came.isDamaged || (before?.isPastUnknown === true && came.taken === null);
+  if (isUnknown && !saved.isDamaged && !came.isDamaged)
+    notes.push(
+      "an agent before this one ended while it took the last update over, or could not read what was left of it: its journal is lost; root's VMs get their sessions by name all the same",
+    );
   const journal = came.taken?.journal ?? before?.journal ?? null;
   const vms = came.taken === null ? (before?.vms ?? []) : incomingVms(source, came.taken.journal);
   const agent = came.taken?.agent ?? Agent.start(host, observe, journal);
@@ -64,7 +71,7 @@ export function readPast(source: PastSource, observe: PhaseObserver): Past {
     journal,
     vms,
     notes,
-    isUnknown: saved.isDamaged || came.isDamaged || before?.isPastUnknown === true,
+    isUnknown,
     isJournalUnkept: unkept !== null,
   };
 }
@@ -80,6 +87,26 @@ function readState(
     if (!(error instanceof KernelError)) throw error;
     notes.push(`what the agent before this one wrote down is lost: ${error.message}`);
     return { state: null, isDamaged: true };
+  }
+}
+
+/**
+ * The session that the journal comes in is finished with the process that has retrieved it. If this one ends before the
+ * journal is written down, the next finds neither, and must not take the VMs of the update for new ones.
+ */
+function announceTakeOver({ store, bootId }: PastSource, notes: string[]): void {
+  try {
+    store?.write({
+      format: STATE_FORMAT,
+      bootId,
+      isUpdating: false,
+      isPastUnknown: true,
+      journal: null,
+      vms: [],
+    });
+  } catch (error) {
+    if (!(error instanceof KernelError)) throw error;
+    notes.push(`this agent must not end before its state can be written: ${error.message}`);
   }
 }
 

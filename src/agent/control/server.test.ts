@@ -3,7 +3,14 @@ import { describe, test } from "node:test";
 import { isKernelError, KernelError } from "../../base/errno.ts";
 import { VISITORS_MAX } from "./client-hub.ts";
 import { OUTSTANDING_CALLS_MAX, type VmStatus } from "./protocol.ts";
-import { IMAGE, type Operator, type ToyVmm, World, type WorldOptions } from "./test-rig.ts";
+import {
+  IMAGE,
+  MemoryStore,
+  type Operator,
+  type ToyVmm,
+  World,
+  type WorldOptions,
+} from "./test-rig.ts";
 
 const TARGET = { kernel: IMAGE, initrd: null, commandLine: "liveupdate=on" };
 
@@ -1008,6 +1015,43 @@ describe("AgentServer", () => {
       assert.deepEqual(fresh.story, ["begin"]);
       assertOrdinary(world, world.vms);
       assert.deepEqual(world.fake.discarded, []);
+    });
+
+    test("an agent that ended with the journal in its hands: the next knows that VMs may have sessions", () => {
+      const world = worldWithVms(["vm0"]);
+      assert.equal(update(world), null);
+      world.store.write = (state) => {
+        if (state.journal !== null) throw new Error("killed");
+        MemoryStore.prototype.write.call(world.store, state);
+      };
+      assert.throws(() => world.startAgent(), /killed/);
+      world.killAgent();
+      world.store.write = MemoryStore.prototype.write;
+      const server = world.startAgent();
+      assert.match(server.notes.join(), /its journal is lost/);
+      const stranger = world.startVm("vm0", 1001);
+      world.settle(5);
+      assert.match(stranger.client.problem ?? "", /EACCES/);
+      stranger.kill();
+      world.vms = [];
+      world.startVm("vm0", 0);
+      world.settle();
+      assert.deepEqual(world.vm("vm0").story, ["restore", "finished"]);
+      assertOrdinary(world, world.vms);
+    });
+
+    test("an agent that ended before it had retrieved the journal: the next has it, and knows all", () => {
+      const world = worldWithVms(["vm0"]);
+      assert.equal(update(world), null);
+      world.fake.fails = (call) => (call === "retrieveSession" ? "EMFILE" : null);
+      world.startAgent();
+      world.killAgent();
+      world.fake.fails = () => null;
+      const server = world.startAgent();
+      assert.deepEqual(server.notes, []);
+      world.startVm("vm0");
+      world.settle();
+      assertOrdinary(world, world.vms);
     });
 
     test("a VMM that has a session which no agent knows any more ends its way", () => {
