@@ -88,7 +88,7 @@ export interface PeerError {
 export type Request =
   /** @see StatusResult. `from`: the first VM of the page, by its place in the order of names */
   | { readonly call: "status"; readonly from: number }
-  /** @see PlanResult */
+  /** uid 0. @see PlanResult */
   | { readonly call: "plan"; readonly choice: UpdateChoice }
   /** uid 0. With `dryRun` as `plan`; without it there is no result: the connection ends with the kernel, or an error comes. */
   | {

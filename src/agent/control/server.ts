@@ -249,6 +249,8 @@ export class AgentServer {
           notes: this.notes,
         });
       case "plan":
+        // It opens what the caller names, in root's name, and unpacks it, while nobody else is heard.
+        this.#requireRoot(client, "plan");
         return this.#plan(request.choice);
       case "update":
         this.#requireRoot(client, "update");
