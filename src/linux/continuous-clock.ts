@@ -11,10 +11,11 @@
  * Not trusted: the command line and the file. What is wrong there gives a clock that begins with this boot.
  * @module
  */
-import { linkSync, mkdirSync, readFileSync, renameSync, rmSync, writeFileSync } from "node:fs";
+import { linkSync, readFileSync, renameSync, rmSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { isIndex } from "../base/units.ts";
 import type { BootCounter } from "./boot-counter.ts";
+import { makeFolder } from "./folder.ts";
 
 const PARAMETER = "holdfast.clock";
 const PARAMETER_PATTERN = /(^|\s)holdfast\.clock=(\S*)/g;
@@ -166,15 +167,6 @@ function agree(folder: string, bootId: string, find: () => number): number {
     return theirs ?? bootedAtNs;
   } finally {
     rmSync(own, { force: true });
-  }
-}
-
-/** Several processes of a boot begin at once: another may have made it a moment before. */
-function makeFolder(path: string): void {
-  try {
-    mkdirSync(path, { mode: 0o755 });
-  } catch (error) {
-    if (!isNodeError(error, ["EEXIST"])) throw error;
   }
 }
 

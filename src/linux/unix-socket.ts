@@ -11,9 +11,7 @@ import {
   chmodSync,
   chownSync,
   closeSync,
-  existsSync,
   lstatSync,
-  mkdirSync,
   openSync,
   rmSync,
   type Stats,
@@ -40,6 +38,7 @@ import {
   SOCK_NONBLOCK,
   SOCK_STREAM,
 } from "./ffi.ts";
+import { makeFolder } from "./folder.ts";
 import { LineSocket } from "./line-socket.ts";
 import { nodeCall } from "./node-call.ts";
 import { PollSet, type Wanted } from "./poll-set.ts";
@@ -101,8 +100,7 @@ export class UnixEndpoint implements Endpoint {
    */
   static listen(ffi: Ffi, { path, mode, gid }: ListenOptions): UnixEndpoint {
     return withUndo((undo) => {
-      const folder = dirname(path);
-      if (!existsSync(folder)) nodeCall("mkdir", folder, () => mkdirSync(folder));
+      makeFolder(dirname(path));
       const lock = lockPath(ffi, path);
       undo(() => closeSync(lock));
       removeStale(ffi, path);
