@@ -115,6 +115,8 @@ export class Agent {
    *
    * @param keep - puts the journal where an agent that is started after this one finds it. Only then the session that it came
    *   in is finished: when `keep` fails the session stays, until {@link keepJournal}
+   * @param announce - called before anything is retrieved: if this process ends with the journal in its hands, the journal
+   *   is lost
    * @returns null when no agent preserved a journal
    * @throws {KernelError} as `start`; EIO when the journal is damaged (the message names the field) or of a format that this
    *   agent does not know
@@ -123,10 +125,12 @@ export class Agent {
     host: Host,
     observe: PhaseObserver,
     keep: (journal: Journal) => void = () => undefined,
+    announce: () => void = () => undefined,
   ): TakeOver | null {
     return withUndo((undo) => {
       const device = LiveUpdateDevice.open(host);
       undo(() => device.close());
+      announce();
       let session: number;
       try {
         session = device.retrieve(AGENT_SESSION);

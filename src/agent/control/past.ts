@@ -43,8 +43,8 @@ export function readPast(source: PastSource, observe: PhaseObserver): Past {
   const notes: string[] = [];
   const saved = readState(store, notes);
   const before = saved.state?.bootId === bootId ? saved.state : null;
-  if (before === null) announceTakeOver(source, notes);
-  const came = takeJournal(source, observe, notes);
+  const announce = () => (before === null ? announceTakeOver(source, notes) : undefined);
+  const came = takeJournal(source, observe, announce, notes);
   if (saved.state !== null && before === null && came.taken === null)
     notes.push(...staleNotes(saved.state));
   if (before?.isUpdating === true)
@@ -110,7 +110,12 @@ function announceTakeOver({ store, bootId }: PastSource, notes: string[]): void 
   }
 }
 
-function takeJournal(source: PastSource, observe: PhaseObserver, notes: string[]) {
+function takeJournal(
+  source: PastSource,
+  observe: PhaseObserver,
+  announce: () => void,
+  notes: string[],
+) {
   const { host, store, bootId } = source;
   try {
     const keep = (journal: Journal) =>
@@ -122,7 +127,7 @@ function takeJournal(source: PastSource, observe: PhaseObserver, notes: string[]
         journal: keptJournal(journal),
         vms: incomingVms(source, journal),
       });
-    return { taken: Agent.takeOver(host, observe, keep), isDamaged: false };
+    return { taken: Agent.takeOver(host, observe, keep, announce), isDamaged: false };
   } catch (error) {
     // When it is the device that cannot be opened, `start` says so once more.
     if (!(error instanceof KernelError)) throw error;

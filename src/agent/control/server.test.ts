@@ -1040,6 +1040,28 @@ describe("AgentServer", () => {
       assertOrdinary(world, world.vms);
     });
 
+    test("a VM that began anew while the past is unknown does so again with its next VMM", () => {
+      const world = new World();
+      world.store.text = "{";
+      world.startAgent();
+      const first = world.startVm("vm0", 0);
+      world.settle();
+      first.kill();
+      world.settle();
+      world.vms = [];
+      world.startVm("vm0", 0);
+      world.settle();
+      assert.deepEqual(world.vm("vm0").story, ["begin"]);
+      assertOrdinary(world, world.vms);
+    });
+
+    test("an agent that finds no device leaves no word of a journal", () => {
+      const world = new World();
+      world.fake.fails = (call) => (call === "open /dev/liveupdate" ? "ENOENT" : null);
+      assert.throws(() => world.startAgent(), /ENOENT/);
+      assert.equal(world.store.text, null);
+    });
+
     test("an agent that ended before it had retrieved the journal: the next has it, and knows all", () => {
       const world = worldWithVms(["vm0"]);
       assert.equal(update(world), null);

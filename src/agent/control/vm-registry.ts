@@ -345,6 +345,8 @@ export class VmRegistry {
         "EACCES",
         `whether ${name} came through the last update, and whose it was, is not known, since the agent's state or journal could not be read: only root's VMMs find out (without the agent's state file, an agent that is started anew takes all for new)`,
       );
+    // Found out before, for a VMM that has ended since.
+    if (restoration.vm(name) !== null) return false;
     restoration.admit({ name, ownerUid, pausedAtNs: 0 });
     return !this.#isGone(name);
   }
