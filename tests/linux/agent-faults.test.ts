@@ -26,7 +26,7 @@ import { LinuxMachine, programAt, skipReason } from "./rig.ts";
 const VMS = ["vm0", "vm1"];
 const MEMORY = "16M";
 const TIMEOUT_SECONDS = 60;
-const TIMEOUT_MS = 120_000;
+const TIMEOUT_MS = 60_000;
 const STATUS_POLL_MS = 250;
 
 describe("around an update of Linux", { skip: skipReason() }, () => {

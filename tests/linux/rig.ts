@@ -48,6 +48,7 @@ export const RAM_BYTES = GIB;
 const TIMEOUT_MS = 120_000;
 const LOG_TAIL_LINES = 60;
 const TRANSCRIPT_LINES = 40;
+const TRANSCRIPT_COLUMNS = 500;
 const FOLDER_PREFIX = "holdfast-linux-";
 const ROOT_TAG = "root";
 
@@ -467,7 +468,7 @@ export class LinuxMachine implements ProcessMachine {
   }
 
   #note(direction: string, line: string): void {
-    this.#transcript.push(`${direction}${line}`);
+    this.#transcript.push(`${direction}${line.slice(0, TRANSCRIPT_COLUMNS)}`);
     if (this.#transcript.length > TRANSCRIPT_LINES) this.#transcript.shift();
   }
 
