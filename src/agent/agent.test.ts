@@ -189,6 +189,27 @@ test("update() is refused with what preflight finds, before anything is loaded",
   assert.throws(update, Jumped);
 });
 
+test("update() fails with EAGAIN, and unloads, when the kernel or its initrd is replaced while it is looked at", () => {
+  const initrd = "/boot/initrd.img";
+  for (const path of [IMAGE, initrd])
+    for (const replace of ["another inode", "another size"]) {
+      const { fake, agent, vms } = hostWithVms("vm0");
+      fake.images.set(initrd, "initrd");
+      fake.fails = (call) => {
+        if (call !== "kexecFileLoad") return null;
+        if (replace === "another inode") fake.inodes.set(path, 2);
+        else fake.images.set(path, `${fake.images.get(path)} `);
+        return null;
+      };
+      const update = () => agent.update(vms, { ...TARGET, initrd });
+      assert.throws(update, fails("EAGAIN", /was replaced/), `${path}: ${replace}`);
+      assert.equal(fake.loaded, null);
+      assert.ok(!fake.calls.some((call) => call.startsWith("preserve vm")));
+      fake.fails = () => null;
+      assert.throws(update, Jumped);
+    }
+});
+
 test("update() that fails undoes all VMs, also when undoing one of them fails, and says so", () => {
   for (const stuck of ["unpreserve", "resume"] as const) {
     const { fake, agent, vms, update } = hostWithVms("vm0", "vm1", "vm2");

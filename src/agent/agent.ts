@@ -30,6 +30,7 @@ import { type Degradation, type Preflight, preflight } from "./preflight.ts";
 import { Restoration } from "./restoration.ts";
 import { retry } from "./retry.ts";
 import type { KernelTarget } from "./target/kernel-target.ts";
+import { identityOf } from "./target/optional-file.ts";
 import { describeTarget } from "./target/target-description.ts";
 
 /** A VM that could not be brought back, and why. The others are not touched by it. */
@@ -199,8 +200,8 @@ export class Agent {
   /**
    * Replaces the kernel. Does not return: the next thing that runs is the next kernel.
    *
-   * @throws {KernelError} when a step before the jump fails: EOPNOTSUPP for what preflight finds, ETIMEDOUT a VM did not
-   *   answer; everything is rolled back and the VMs run on. What could not be rolled back is in the message
+   * @throws {KernelError} when a step before the jump fails: EOPNOTSUPP for what preflight finds, EAGAIN the kernel or its initrd
+   *   was replaced meanwhile, ETIMEDOUT a VM did not answer; everything is rolled back and the VMs run on. What could not be rolled back is in the message
    */
   update(vms: readonly ManagedVm[], target: KernelTarget, options: UpdateOptions = {}): never {
     const host = this.#host;
@@ -214,11 +215,19 @@ export class Agent {
     };
     try {
       return withUndo((undo): never => {
+        const judged = targetFiles(host, target);
         const check = phase("preflight", () => this.preflight(vms, target, options));
         if (check.blockers.length > 0)
           throw new KernelError("EOPNOTSUPP", "update", check.blockers.join("; "));
         phase("load", () => host.kexecFileLoad(target.kernel, target.initrd, target.commandLine));
         undo(() => host.kexecUnload());
+        // What was loaded must be what was judged.
+        if (targetFiles(host, target) !== judged)
+          throw new KernelError(
+            "EAGAIN",
+            "update",
+            `${target.kernel} or its initrd was replaced while it was looked at: try again`,
+          );
 
         /** Undoing one VM must not depend on another: each is a process of its own, which may be gone. */
         const undoVm = (vm: ManagedVm, what: string, step: () => void) =>
@@ -427,6 +436,10 @@ export class Agent {
     this.#phases.push(phase);
     this.#observe(phase);
   }
+}
+
+function targetFiles(host: Host, { kernel, initrd }: KernelTarget): string {
+  return `${identityOf(host, kernel)}; ${initrd && identityOf(host, initrd)}`;
 }
 
 /** @throws {KernelError} ENOENT the session has no journal; EIO it is damaged */

@@ -114,3 +114,13 @@ test("decodeJournal() fails with EIO when what is in a field's place is nested d
       (error) => isKernelError(error, "EIO"),
     );
 });
+
+test("decodeJournal() does not keep the agent for long, however many VMs a journal names", () => {
+  const vms = Array.from({ length: 100_000 }, (_, i) => ({
+    ...JOURNAL.vms[0],
+    name: `vm${i}`,
+  }));
+  const start = performance.now();
+  assert.equal(decodeJournal({ ...copy(), vms }).vms.length, vms.length);
+  assert.ok(performance.now() - start < 3000);
+});

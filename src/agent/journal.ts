@@ -72,9 +72,11 @@ export function decodeJournal(value: unknown): Journal {
   if (format !== JOURNAL_FORMAT && !isFirst)
     throw damaged("format", format, `"${JOURNAL_FORMAT}" or "${JOURNAL_FORMAT_V1}"`);
   const vms = array(journal.vms, "vms").map((one, i) => decodeVm(one, `vms[${i}]`, isFirst));
-  for (const [i, { name }] of vms.entries())
-    if (vms.findIndex((vm) => vm.name === name) !== i)
-      throw damaged(`vms[${i}].name`, name, "a name that no other VM has");
+  const names = new Set<string>();
+  for (const [i, { name }] of vms.entries()) {
+    if (names.has(name)) throw damaged(`vms[${i}].name`, name, "a name that no other VM has");
+    names.add(name);
+  }
   return {
     format: JOURNAL_FORMAT,
     update: count(journal.update, "update"),

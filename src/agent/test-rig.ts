@@ -57,6 +57,8 @@ interface FakeSession {
 export class FakeHost {
   /** Files by path. */
   readonly images = new Map<string, string | Uint8Array>();
+  /** Inodes of files by path, where it matters. */
+  readonly inodes = new Map<string, number>();
   /** Names of calls, in order. */
   readonly calls: string[] = [];
   /** Sessions of this kernel. */
@@ -132,8 +134,14 @@ export class FakeHost {
         this.#file(fd).bytes = new Uint8Array(length);
       },
       fallocate: () => this.#count("fallocate"),
-      fstat: (fd: number) => ({ sizeBytes: this.#file(fd).bytes.length }),
-      stat: (path: string) => ({ sizeBytes: this.#bytesAt(path).length }),
+      fstat: (fd: number) => {
+        const { kind, bytes } = this.#file(fd);
+        return { kind: kind === "file" ? "file" : "anonymous", sizeBytes: bytes.length };
+      },
+      stat: (path: string) => ({
+        inode: this.inodes.get(path) ?? 1,
+        sizeBytes: this.#bytesAt(path).length,
+      }),
       readdir: (path: string) => [
         ...new Set(
           [...this.images.keys()]

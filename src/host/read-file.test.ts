@@ -5,7 +5,7 @@ import type { Host } from "./host.ts";
 import { readBytes, readTextFile } from "./read-file.ts";
 
 /** A host with one file, read in pieces of at most `pieceBytes`. */
-function host(content: Uint8Array, pieceBytes: number) {
+function host(content: Uint8Array, pieceBytes: number, kind = "file") {
   const open = new Set<number>();
   let at = 0;
   const fake = {
@@ -14,6 +14,7 @@ function host(content: Uint8Array, pieceBytes: number) {
       open.add(5);
       return 5;
     },
+    fstat: () => ({ kind }),
     read(_fd: number, target: Uint8Array) {
       if (at > 8000) throw new KernelError("EIO", "read", "the medium is bad there");
       const piece = content.subarray(at, at + Math.min(pieceBytes, target.length));
@@ -57,6 +58,17 @@ test("readBytes() fails with EFBIG when there is more than it may read, also whe
     assert.throws(
       () => readBytes(longer, "/file", 5000),
       (error) => isKernelError(error, "EFBIG") && /more than 5000/.test(error.message),
+    );
+    assert.equal(open.size, 0);
+  }
+});
+
+test("readBytes() fails with EINVAL for what is no regular file, and does not read it", () => {
+  for (const kind of ["device", "directory", "anonymous"]) {
+    const { fake, open } = host(new Uint8Array(9000), 4096, kind);
+    assert.throws(
+      () => readBytes(fake, "/file"),
+      (error) => isKernelError(error, "EINVAL") && /\/file is no regular file/.test(error.message),
     );
     assert.equal(open.size, 0);
   }

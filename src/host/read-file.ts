@@ -1,4 +1,5 @@
 /** Reading a file whole, also one that does not know its size, as in /proc and /sys. @module */
+import { O_NONBLOCK, O_RDONLY } from "../abi/uapi/fs.ts";
 import { KernelError } from "../base/errno.ts";
 import type { Host } from "./host.ts";
 
@@ -9,11 +10,14 @@ const ROOM_BYTES = 4096;
 
 /**
  * @param limitBytes - the most that may be in it
- * @throws {KernelError} EFBIG when there is more in it; what open(2) and read(2) throw
+ * @throws {KernelError} EFBIG when there is more in it; EINVAL it is no regular file; what open(2) and read(2) throw
  */
 export function readBytes(host: Host, path: string, limitBytes = BYTES_MAX): Uint8Array {
-  const fd = host.open(path, 0);
+  // Opening a FIFO would wait for a writer, and reading a terminal for whoever sits there.
+  const fd = host.open(path, O_RDONLY | O_NONBLOCK);
   try {
+    if (host.fstat(fd).kind !== "file")
+      throw new KernelError("EINVAL", "read", `${path} is no regular file`);
     let room = new Uint8Array(Math.min(ROOM_BYTES, limitBytes + 1));
     let lengthBytes = 0;
     for (;;) {

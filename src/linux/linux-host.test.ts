@@ -1,4 +1,5 @@
 import assert from "node:assert/strict";
+import { spawn, spawnSync } from "node:child_process";
 import { readFileSync, statSync, writeFileSync } from "node:fs";
 import { userInfo } from "node:os";
 import { join } from "node:path";
@@ -24,6 +25,7 @@ import {
 } from "../abi/uapi/fs.ts";
 import { type ErrnoCode, KernelError } from "../base/errno.ts";
 import { GIB, MIB } from "../base/units.ts";
+import { readBytes } from "../host/read-file.ts";
 import { SOCK_STREAM } from "./ffi.ts";
 import { LinuxHost } from "./linux-host.ts";
 import { linuxTests } from "./test-rig.ts";
@@ -316,6 +318,27 @@ linuxTest(
         code: /^(ENOSYS|EPERM|ENOEXEC|EINVAL)$/,
       });
     fails("EINVAL", () => host.reboot(-1));
+  },
+);
+
+linuxTest(
+  "a FIFO is no image, nor a file to be read: nobody waits for its writer",
+  ({ ffi, folder }) => {
+    const host = new LinuxHost(ffi, folder);
+    const path = join(folder, "fifo");
+    assert.equal(spawnSync("mkfifo", [path]).status, 0);
+    // Each that waits all the same is let go.
+    const program = 'for i in 1 2 3; do sleep 3; : > "$0"; done';
+    const writer = spawn("sh", ["-c", program, path], { stdio: "ignore" });
+    const start = performance.now();
+    fails("EINVAL", () => readBytes(host, path));
+    for (const [kernel, initrd] of [
+      [path, null],
+      ["/proc/version", path],
+    ] as const)
+      assert.throws(() => host.kexecFileLoad(kernel, initrd, "quiet"), KernelError);
+    assert.ok(performance.now() - start < 2500);
+    writer.kill();
   },
 );
 

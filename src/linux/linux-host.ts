@@ -29,6 +29,7 @@ import {
   F_DUPFD,
   MFD_CLOEXEC,
   MFD_NAME_MAX_LEN,
+  O_NONBLOCK,
   O_RDONLY,
   PATH_MAX,
 } from "../abi/uapi/fs.ts";
@@ -373,9 +374,9 @@ function checkPath(path: string, op: string): void {
   userString(path, PATH_MAX - 1, op, "ENAMETOOLONG");
 }
 
-/** Opens a file to be read for as long as `use` runs. */
+/** Opens a file to be read for as long as `use` runs. Of a FIFO that would wait for a writer; what is no file the kernel refuses. */
 function withFile(path: string, use: (fd: number) => void): void {
-  const fd = nodeCall("open", path, () => openSync(path, O_RDONLY));
+  const fd = nodeCall("open", path, () => openSync(path, O_RDONLY | O_NONBLOCK));
   try {
     use(fd);
   } finally {

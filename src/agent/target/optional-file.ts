@@ -13,6 +13,15 @@ export function isThere(host: Host, path: string): boolean {
   return orNull(() => host.stat(path)) !== null;
 }
 
+/**
+ * What tells a file from another that has taken its place, as package managers do it (a new inode) or as cp does it (mostly
+ * another size); null when there is none. @throws {KernelError} what stat(2) throws else
+ */
+export function identityOf(host: Host, path: string): string | null {
+  const found = orNull(() => host.stat(path));
+  return found && `inode ${found.inode}, ${found.sizeBytes} bytes`;
+}
+
 function orNull<T>(look: () => T): T | null {
   try {
     return look();
