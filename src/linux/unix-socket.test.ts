@@ -20,7 +20,12 @@ import { type Ffi, SOCK_STREAM } from "./ffi.ts";
 import { OUTGOING_BYTES_MAX } from "./line-socket.ts";
 import { SocketMessages } from "./socket-messages.ts";
 import { eventsOf, linuxTests } from "./test-rig.ts";
-import { CHANNELS_MAX, CHANNELS_OF_USER_MAX, LINES_PER_POLL, UnixEndpoint } from "./unix-socket.ts";
+import {
+  CHANNELS_MAX,
+  CHANNELS_OF_USERS_MAX,
+  LINES_PER_POLL,
+  UnixEndpoint,
+} from "./unix-socket.ts";
 
 const linux = process.platform === "linux" ? null : `needs Linux, not ${process.platform}`;
 const linuxTest = linuxTests(skipUnless("Unix sockets", linux));
@@ -538,7 +543,7 @@ linuxTest("there are at most so many channels", ({ ffi, folder }) => {
       else closed++;
     }
   }
-  const limit = userInfo().uid === 0 ? CHANNELS_MAX : CHANNELS_OF_USER_MAX;
+  const limit = userInfo().uid === 0 ? CHANNELS_MAX : CHANNELS_OF_USERS_MAX;
   assert.deepEqual([open, closed], [limit, 0]);
   // One that is over it sees its connection end, and room is there again when one leaves.
   assert.equal(ffi.read(fds[fds.length - 1], new Uint8Array(1)), 0);
@@ -559,7 +564,7 @@ rootTest(
     chownSync(folder, 61234, 61235);
     const tooMany = 8;
     const program = `
-    for (let i = 0; i < ${CHANNELS_OF_USER_MAX + tooMany}; i++)
+    for (let i = 0; i < ${CHANNELS_OF_USERS_MAX + tooMany}; i++)
       require("node:net").connect(${JSON.stringify(path)}).on("close", () => console.log("closed"));
     process.stdin.on("end", () => process.exit(0)).resume();`;
     const child = spawn(process.execPath, ["-e", program], { uid: 61234, gid: 61235 });
@@ -578,7 +583,7 @@ rootTest(
       }
       await sleep(5);
     }
-    assert.equal(channels.length, CHANNELS_OF_USER_MAX);
+    assert.equal(channels.length, CHANNELS_OF_USERS_MAX);
     for (const { peer } of channels)
       assert.deepEqual(peer, { pid: child.pid, uid: 61234, gid: 61235, groups: [] });
     server.poll(100e6);

@@ -46,9 +46,12 @@ import { SocketMessages } from "./socket-messages.ts";
 
 /** Lines of one channel in one poll. */
 export const LINES_PER_POLL = 16;
-/** Channels of all, and of one user that is not root, so that nobody keeps root out. */
-export const CHANNELS_MAX = 256;
-export const CHANNELS_OF_USER_MAX = 64;
+/**
+ * Channels of all, and of all users but root, so that nobody keeps root out. It is more than an agent takes: whom the
+ * agent refuses it tells why.
+ */
+export const CHANNELS_MAX = 1280;
+export const CHANNELS_OF_USERS_MAX = 1152;
 /** Connections that wait to be accepted; one more gets EAGAIN. */
 const BACKLOG = CHANNELS_MAX;
 const ACCEPTS_PER_POLL = 16;
@@ -260,8 +263,8 @@ export class UnixEndpoint implements Endpoint {
       return peerOf(this.#ffi, fd);
     });
     const open = [...this.#channels].filter((channel) => !channel.isClosed);
-    const ofUser = open.filter((channel) => channel.peer?.uid === peer.uid);
-    if (open.length >= CHANNELS_MAX || (peer.uid !== 0 && ofUser.length >= CHANNELS_OF_USER_MAX))
+    const ofUsers = open.filter((channel) => channel.peer?.uid !== 0);
+    if (open.length >= CHANNELS_MAX || (peer.uid !== 0 && ofUsers.length >= CHANNELS_OF_USERS_MAX))
       this.#ffi.close(fd);
     else this.#add(fd, peer);
   }

@@ -98,7 +98,8 @@ export class ClientHub {
         "EMFILE",
         `uid ${client.uid} has ${VISITORS_MAX} connections without a VM; it closes some of them first`,
       );
-    else if (this.#clients.size > VMS_MAX + VISITORS_MAX)
+    // Nobody keeps root out.
+    else if (!client.isRoot && this.#clients.size > VMS_MAX + VISITORS_MAX)
       this.drop(
         client,
         "EMFILE",

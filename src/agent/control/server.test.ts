@@ -1,6 +1,7 @@
 import assert from "node:assert/strict";
 import { describe, test } from "node:test";
 import { isKernelError, KernelError } from "../../base/errno.ts";
+import { VMS_MAX } from "./agent-state.ts";
 import { VISITORS_MAX } from "./client-hub.ts";
 import { OUTSTANDING_CALLS_MAX, type VmStatus } from "./protocol.ts";
 import {
@@ -944,6 +945,20 @@ describe("AgentServer", () => {
       const id = other.call("status");
       world.settle(3);
       assert.ok(other.answers(id)[0].result !== undefined);
+    });
+
+    test("many users who flood with connections do not keep root out", () => {
+      const world = worldWithVms(["vm0"]);
+      const users = Math.ceil(VMS_MAX / VISITORS_MAX) + 2;
+      const flood = Array.from({ length: users * VISITORS_MAX }, (_, i) =>
+        world.operator(1000 + (i % users)),
+      );
+      world.settle(5);
+      assert.match(JSON.stringify(flood.at(-1)?.heard), /EMFILE.*no more are taken/);
+      const root = world.operator();
+      const id = root.call("status");
+      world.settle(3);
+      assert.ok(root.answers(id)[0]?.result !== undefined);
     });
 
     test("a VMM that breaks the protocol: its VM is in the way of an update until it is back", () => {
