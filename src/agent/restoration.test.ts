@@ -52,6 +52,7 @@ test("VMs come back in any order, each by its own steps, and what is left is tol
   );
   const vm2 = restoration.vm("vm2");
   assert.ok(vm2 !== null && vm2.runningAtNs === atNs && vm2.ownerUid === 1000);
+  assert.equal(vm2.blackoutNs, atNs - PAUSED_AT_NS);
   assert.ok(vm2.retrievedAtNs !== null && vm2.finishedAtNs !== null);
   assert.ok(vm2.retrievedAtNs < atNs && atNs < vm2.finishedAtNs);
   assert.deepEqual([fake.finished, fake.discarded, fake.openSessions], [["vm2"], [], 0]);

@@ -24,6 +24,8 @@ export interface VmRestoration extends VmRecord {
   readonly retrievedAtNs: number | null;
   /** First step of its guest. */
   readonly runningAtNs: number | null;
+  /** How long it stood still; null also where that cannot be told. */
+  readonly blackoutNs: number | null;
   readonly finishedAtNs: number | null;
 }
 
@@ -31,6 +33,7 @@ interface Entry extends VmRecord {
   state: RestorationState;
   retrievedAtNs: number | null;
   runningAtNs: number | null;
+  blackoutNs: number | null;
   finishedAtNs: number | null;
   /** Its descriptor, from retrieved on until finished. */
   session: number | null;
@@ -172,8 +175,11 @@ export class Restoration {
       );
     entry.state = "running";
     // What starts over was stopped for another reason than the update.
-    entry.runningAtNs ??= atNs;
-    return goesOn ? entry.runningAtNs - entry.pausedAtNs : null;
+    if (entry.runningAtNs === null) {
+      entry.runningAtNs = atNs;
+      entry.blackoutNs = goesOn ? atNs - entry.pausedAtNs : null;
+    }
+    return entry.blackoutNs;
   }
 
   /** Builds the ordinary chain of a VM anew; one without an iommufd has none. Again is fine. @throws {KernelError} what the VM throws */
@@ -255,6 +261,7 @@ function newEntry(vm: VmRecord, state: RestorationState): Entry {
     state,
     retrievedAtNs: null,
     runningAtNs: null,
+    blackoutNs: null,
     finishedAtNs: null,
     session: null,
   };

@@ -93,6 +93,11 @@ async function workAgent(path: string, log: () => string): Promise<void> {
       status.vms.map(({ name, state }) => [name, state]),
       VMS.map((name) => [name, "running"]),
     );
+    const blackouts = status.vms.map(({ blackoutNs }) => blackoutNs);
+    assert.ok(
+      blackouts.every((ns) => ns !== null && ns > 0),
+      `${blackouts}`,
+    );
     assert.ok(
       status.phases.some(({ name }) => name === "swap"),
       JSON.stringify(status.phases),

@@ -3,6 +3,7 @@ import { encodeUtf8 } from "../../abi/struct.ts";
 import type { ManagedVm } from "../../vmm/managed-vm.ts";
 import type { Agent } from "../agent.ts";
 import type { Preflight } from "../preflight.ts";
+import type { Restoration } from "../restoration.ts";
 import {
   LISTED_MAX,
   type PlanResult,
@@ -31,7 +32,8 @@ export function statusResult(
   entries: readonly VmEntry[],
   { from, release, ownVms, isUpdating, notes }: StatusSource,
 ): StatusResult {
-  const all = [...ownVms.map(ownStatus), ...entries.map((entry) => entry.status)];
+  const own = ownVms.map((vm) => ownStatus(vm, agent.restoration));
+  const all = [...own, ...entries.map((entry) => entry.status)];
   const vms: VmStatus[] = [];
   let bytes = 0;
   for (const vm of all.slice(from)) {
@@ -87,14 +89,14 @@ export function restoreResult(
   };
 }
 
-function ownStatus(vm: ManagedVm): VmStatus {
+function ownStatus(vm: ManagedVm, restoration: Restoration | null): VmStatus {
   return {
     name: vm.name,
     state: "running",
     pid: null,
     uid: vm.ownerUid,
     resources: vm.resources(),
-    blackoutNs: null,
+    blackoutNs: restoration?.vm(vm.name)?.blackoutNs ?? null,
     problem: null,
   };
 }
