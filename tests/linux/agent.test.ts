@@ -88,7 +88,7 @@ describe("five updates of Linux under three VMs with 1 GiB of memory", {
     const retrieved = await inAllVms((vm) => vmEvent(vm, "retrieved", TIMEOUT_MS));
     const running = await inAllVms((vm) => vmEvent(vm, "running", TIMEOUT_MS));
     const verified = await inAllVms((vm) => vmEvent(vm, "verified", TIMEOUT_MS));
-    await succeed("restore");
+    await inAllVms((vm) => vmEvent(vm, "finished", TIMEOUT_MS));
     const status = decodeStatus(JSON.parse((await succeed("status", "--json")).stdout));
     seen.push({ verified, retrieved, status, hugeBytes: await hugeBytes(machine), command });
     times.push(
@@ -160,7 +160,8 @@ describe("five updates of Linux under three VMs with 1 GiB of memory", {
   });
 
   test("are told phase by phase on one clock, which goes on through them", (t) => {
-    t.diagnostic(`milliseconds, on an emulated processor:\n${renderTimes(times)}`);
+    for (const line of ["milliseconds, on an emulated processor:", ...renderTimes(times)])
+      t.diagnostic(line);
     for (const [i, update] of times.entries()) {
       for (const name of PHASE_NAMES)
         assert(update[name] >= 0, `${name} of ${i + 1}: ${update[name]}`);
@@ -170,6 +171,23 @@ describe("five updates of Linux under three VMs with 1 GiB of memory", {
       assert(update.blackout <= sum + 1, `${update.blackout} ms in ${sum} ms`);
       assert(update.blackout >= sum - update.pause - 1, `${update.blackout} ms in ${sum} ms`);
     }
+  });
+
+  test("are over when `holdfast restore` says so", async () => {
+    assert.match((await succeed("restore")).stdout, /3 VMs/);
+  });
+
+  test("end where kexec is disabled: the sixth is refused, says why, and the VMs run on", async () => {
+    await machine.writeFile("/proc/sys/kernel/kexec_load_disabled", "1");
+    const { status, stderr } = await machine.run(holdfastIn("update", "--json"));
+    assert.equal(status, 1);
+    assert.match(stderr, /EPERM.*kexec_load_disabled/);
+    for (const { name } of VMS) await vmOf(name).signal("SIGUSR2");
+    const verified = await inAllVms((vm) => vmEvent(vm, "verified", TIMEOUT_MS));
+    assert.deepEqual(
+      verified.map(({ damagedPages }) => damagedPages),
+      [0, 0, 0],
+    );
   });
 
   test("leave Linux nothing to complain about", () => {

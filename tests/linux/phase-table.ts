@@ -65,8 +65,8 @@ export function timesOf(record: UpdateRecord): UpdateTimes {
   };
 }
 
-/** A table, a row for each update. */
-export function renderTimes(updates: readonly UpdateTimes[]): string {
+/** A table, a line for each update. */
+export function renderTimes(updates: readonly UpdateTimes[]): string[] {
   const columns = [...PHASE_NAMES, "blackout"] as const;
   const rows = updates.map((times, i) => [
     `${i + 1}`,
@@ -74,9 +74,7 @@ export function renderTimes(updates: readonly UpdateTimes[]): string {
   ]);
   const table = [["update", ...columns], ...rows];
   const widths = table[0].map((_, column) => Math.max(...table.map((row) => row[column].length)));
-  return table
-    .map((row) => row.map((cell, column) => cell.padStart(widths[column])).join("  "))
-    .join("\n");
+  return table.map((row) => row.map((cell, column) => cell.padStart(widths[column])).join("  "));
 }
 
 const STARTING = /\[\s*(\d+)\.(\d{6})\] kexec_core: Starting new kernel/g;
