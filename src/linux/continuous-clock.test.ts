@@ -139,6 +139,14 @@ test("a folder that another process has just made is no error", () => {
   assert.equal(machine.clock({ folder: link }).bootedAtNs, 0);
 });
 
+test("what a process with the same number has left is in nobody's way", () => {
+  const machine = new FakeMachine();
+  const left = join(folder, `clock.${process.pid}`);
+  writeFileSync(left, "");
+  assert.equal(machine.clock().bootedAtNs, 0);
+  assert.deepEqual(readdirSync(folder), [`clock.${process.pid}`]);
+});
+
 test("garbage on the command line or in the file gives a fresh clock", () => {
   const machine = new FakeMachine();
   machine.clock();

@@ -153,7 +153,8 @@ function agree(folder: string, bootId: string, find: () => number): number {
     makeFolder(folder);
     writeFileSync(own, JSON.stringify({ bootId, bootedAtNs }), { flag: "wx", mode: 0o644 });
   } catch (error) {
-    if (isNodeError(error, ["EACCES", "EROFS", "ENOENT", "ENOSPC"])) return bootedAtNs;
+    // EEXIST: of a process with this one's number, which was killed here or is of another pid namespace.
+    if (isNodeError(error, ["EACCES", "EROFS", "ENOENT", "ENOSPC", "EEXIST"])) return bootedAtNs;
     throw error;
   }
   try {

@@ -6,6 +6,7 @@ import { parse } from "../arguments.ts";
 import type { Command } from "../command.ts";
 import { SOCKET_PATH } from "../control/agent-options.ts";
 import { renderProgress } from "../control/agent-render.ts";
+import { onEndingSignal } from "../ending-signals.ts";
 import type { MachineAgentOptions } from "../machine-agent/machine-agent.ts";
 import { styleOf } from "../terminal.ts";
 import { UsageError } from "../usage-error.ts";
@@ -39,8 +40,8 @@ ${MACHINE_OPTIONS_HELP}
   --json           Print what happens as JSON, one object in each line
   --help           Show this text
 
-Exit status: 0 it was ended by SIGINT or SIGTERM; 1 it could not start, or go on, and says why; 2 the
-options are wrong.`;
+Exit status: 0 it was ended by SIGINT, SIGTERM or SIGHUP; 1 it could not start, or go on, and says why;
+2 the options are wrong.`;
 
 export const agent: Command = {
   name: "agent",
@@ -120,13 +121,11 @@ async function untilSignal(
     say({ event: "machine", line: `${signal}: the machine ends, and its VMs with it` });
     stopped.abort();
   };
-  process.once("SIGINT", stop);
-  process.once("SIGTERM", stop);
+  const ignore = onEndingSignal(stop);
   try {
     await work(stopped.signal);
   } finally {
-    process.off("SIGINT", stop);
-    process.off("SIGTERM", stop);
+    ignore();
   }
 }
 

@@ -25,6 +25,7 @@ function host({ config, commandLine }: Kernel): Host {
       at = 0;
       return 3;
     },
+    fstat: () => ({ kind: "file" }),
     close: () => undefined,
     read: (_fd: number, target: Uint8Array) => {
       const piece = packed?.subarray(at, at + target.length) ?? new Uint8Array(0);

@@ -24,6 +24,7 @@ import {
   takePassedDescriptors,
 } from "../../linux/service-manager.ts";
 import { UnixEndpoint } from "../../linux/unix-socket.ts";
+import { onEndingSignal } from "../ending-signals.ts";
 import { explainDeviceError } from "./device-diagnosis.ts";
 
 export interface LinuxAgentOptions {
@@ -52,7 +53,7 @@ const SESSION_PREFIX = "session-";
 const TICK_MS = 500;
 
 /**
- * Runs until SIGINT or SIGTERM, or until the kernel ends.
+ * Runs until SIGINT, SIGTERM or SIGHUP, or until the kernel ends.
  *
  * @throws {KernelError} EADDRINUSE another agent; EBUSY, ENOENT, EACCES of /dev/liveupdate, with the reason; EIO what the kernel
  *   before handed over cannot be read; EOPNOTSUPP no koffi, or no Linux
@@ -114,8 +115,7 @@ async function serve(server: AgentServer, endpoint: UnixEndpoint): Promise<NodeJ
     endpoint.wake();
   };
   const tick = setInterval(() => endpoint.wake(), TICK_MS);
-  process.once("SIGINT", end);
-  process.once("SIGTERM", end);
+  const ignore = onEndingSignal(end);
   try {
     while (ended === null) {
       await endpoint.waitReadable();
@@ -126,8 +126,7 @@ async function serve(server: AgentServer, endpoint: UnixEndpoint): Promise<NodeJ
     return ended;
   } finally {
     clearInterval(tick);
-    process.off("SIGINT", end);
-    process.off("SIGTERM", end);
+    ignore();
   }
 }
 

@@ -123,3 +123,11 @@ test("a VM whose output nobody reads any more lives on", { skip }, async () => {
     assert.equal(await stop("SIGINT"), 0);
   });
 });
+
+test("a VM ends in order when its terminal goes", { skip }, async () => {
+  await withSetting(async ({ start, stop, agent }) => {
+    start();
+    await agent();
+    assert.equal(await stop("SIGHUP"), 0);
+  });
+});

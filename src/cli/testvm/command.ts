@@ -12,6 +12,7 @@ import type { HugePageAdvice } from "../../vmm/memory-vm.ts";
 import { parse } from "../arguments.ts";
 import type { Command } from "../command.ts";
 import { SOCKET_PATH } from "../control/agent-options.ts";
+import { onEndingSignal } from "../ending-signals.ts";
 import { UsageError } from "../usage-error.ts";
 import { parseCount, parseSize } from "../values.ts";
 import { TestVm, type TestVmEvent } from "./test-vm.ts";
@@ -43,7 +44,7 @@ Options:
   --json           Print what happens as JSON, one object in each line
   --help           Show this text
 
-SIGUSR2 has it compare all of its memory at once. SIGINT and SIGTERM end the VM.
+SIGUSR2 has it compare all of its memory at once. SIGINT, SIGTERM and SIGHUP end the VM.
 
 Exit status: 0 it was ended, and nothing was wrong in its memory; 1 something was, or it could neither
 begin nor be restored; 2 the options are wrong.`;
@@ -109,7 +110,8 @@ async function live(vm: TestVm): Promise<void> {
     isEnding = true;
   };
   const verify = () => vm.verify();
-  process.once("SIGINT", end).once("SIGTERM", end).on("SIGUSR2", verify);
+  const ignore = onEndingSignal(end);
+  process.on("SIGUSR2", verify);
   try {
     while (!isEnding) {
       vm.turn(PAUSE_MS * NS_PER_MS);
@@ -117,7 +119,8 @@ async function live(vm: TestVm): Promise<void> {
       await (vm.isRegistered ? setImmediate() : setTimeout(PAUSE_MS));
     }
   } finally {
-    process.off("SIGINT", end).off("SIGTERM", end).off("SIGUSR2", verify);
+    ignore();
+    process.off("SIGUSR2", verify);
     vm.end();
   }
 }
