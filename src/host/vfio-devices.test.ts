@@ -1,5 +1,6 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
+import { O_NONBLOCK, O_RDONLY } from "../abi/uapi/fs.ts";
 import { isKernelError, KernelError } from "../base/errno.ts";
 import type { Host } from "./host.ts";
 import { listVfioDevices } from "./vfio-devices.ts";
@@ -19,11 +20,12 @@ function host(files: Readonly<Record<string, string>>): Host {
       return [...names];
     },
     open(path: string, flags: number) {
-      assert.equal(flags, 0);
+      assert.equal(flags, O_RDONLY | O_NONBLOCK);
       if (files[path] === undefined) throw new KernelError("ENOENT", "open", path);
       open.set(next, { bytes: new TextEncoder().encode(files[path]), at: 0 });
       return next++;
     },
+    fstat: () => ({ kind: "file" }),
     read(fd: number, target: Uint8Array) {
       const file = open.get(fd);
       assert.ok(file);
