@@ -152,7 +152,7 @@ async function restoreOnce(folios: FolioSize, machine: LinuxMachine): Promise<Me
   const vm = service(machine, "vm0");
   await listening(service(machine, "agent"));
   const retrieved = await vmEvent(vm, "retrieved", TIMEOUT_MS);
-  await vmEvent(vm, "finished", TIMEOUT_MS);
+  await vm.seen(/"event":"finished"/, TIMEOUT_MS);
   const told = await machine.run(holdfastIn("status", "--json"), {}, TIMEOUT_MS);
   const { phases } = decodeStatus(JSON.parse(told.stdout));
   const boot = phases.find(({ name }) => name === "boot");

@@ -66,6 +66,12 @@ export class GuestProcess {
     return this.#machine.until(`line ${pattern} of ${this.name}`, find, timeoutMs);
   }
 
+  /** Waits until a line is anywhere in what it has printed, and passes nothing: what comes in no certain order. */
+  async seen(pattern: RegExp, timeoutMs?: number): Promise<void> {
+    const find = () => this.stdout.split("\n").some((line) => pattern.test(line)) || null;
+    await this.#machine.until(`line ${pattern} of ${this.name}`, find, timeoutMs);
+  }
+
   /** Waits until it has ended. */
   ended(timeoutMs?: number): Promise<ProcessEnd> {
     return this.#machine.until(`end of ${this.name}`, () => this.end, timeoutMs);
