@@ -24,11 +24,6 @@ linuxTest("errnos have the names that the C library gives them", () => {
   assert.deepEqual(userspace, names);
 });
 
-linuxTest("groupId() finds a group, and says when there is none", ({ ffi }) => {
-  assert.equal(ffi.groupId("root"), 0);
-  assert.throws(() => ffi.groupId("no-such-group-here"), { code: "ENOENT" });
-});
-
 linuxTest("poll() ends with its time, and signals do not end it", async ({ ffi }) => {
   let signals = 0;
   process.on("SIGUSR2", () => signals++);

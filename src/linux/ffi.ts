@@ -7,7 +7,7 @@
  * Source: man 2 of each call; Linux 7.3 include/uapi/asm-generic/{mman-common,socket}.h, include/uapi/linux/kexec.h
  * @module
  */
-import { ERRNO, KernelError, systemCallError } from "../base/errno.ts";
+import { ERRNO, KernelError } from "../base/errno.ts";
 import { hex } from "../base/units.ts";
 import { openCLibrary, unixAddress } from "../machine/qemu/c-library.ts";
 
@@ -31,7 +31,7 @@ export const F_DUPFD_CLOEXEC = 1030;
 export const F_SETFD = 2;
 export const F_SETFL = 4;
 export const FD_CLOEXEC = 1;
-export const LOCK_EX_NB = 2 | 4;
+const LOCK_EX_NB = 2 | 4;
 
 export const POLLIN = 0x1;
 export const POLLOUT = 0x4;
@@ -50,13 +50,11 @@ export const SO_ACCEPTCONN = 30;
 export const SO_DOMAIN = 39;
 export const SO_PEERGROUPS = 59;
 export const MSG_CTRUNC = 0x8;
-export const MSG_DONTWAIT = 0x40;
-export const MSG_NOSIGNAL = 0x4000;
-export const MSG_CMSG_CLOEXEC = 0x40000000;
+const MSG_DONTWAIT = 0x40;
+const MSG_NOSIGNAL = 0x4000;
+const MSG_CMSG_CLOEXEC = 0x40000000;
 
 const CLOCK_REALTIME = 0;
-/** Where struct group has gr_gid, on 64-bit machines. */
-const GR_GID_OFFSET = 16;
 
 /** A mapping that has ended and has arrays left. */
 interface Retired {
@@ -113,7 +111,6 @@ export function loadFfi() {
   );
   const sendmsg = func("intptr_t sendmsg(int fd, const void *message, int flags)");
   const recvmsg = func("intptr_t recvmsg(int fd, void *message, int flags)");
-  const getgrnam = func("void *getgrnam(const char *name)");
 
   const retired = new FinalizationRegistry<Retired>((mapping) => {
     if (--mapping.count === 0) munmap(mapping.address, mapping.lengthBytes);
@@ -304,14 +301,5 @@ export function loadFfi() {
     /** @param message - a struct msghdr. @returns bytes received; 0: no more will come */
     recvmsg: (fd: number, message: Uint8Array): number =>
       checked("recvmsg", `fd ${fd}`, recvmsg(fd, message, MSG_DONTWAIT | MSG_CMSG_CLOEXEC)),
-
-    /** Number of a group. @throws {KernelError} ENOENT no group has that name */
-    groupId: (name: string): number => {
-      koffi.errno(0);
-      const group = getgrnam(name);
-      if (group !== null) return koffi.decode(group, GR_GID_OFFSET, "uint32_t");
-      const errno = koffi.errno();
-      throw systemCallError(errno === 0 ? ERRNO.ENOENT : errno, "getgrnam", `group "${name}"`);
-    },
   };
 }

@@ -6,6 +6,8 @@ import { tmpdir } from "node:os";
 import { dirname, join } from "node:path";
 import { test } from "node:test";
 import { fileURLToPath } from "node:url";
+import { VMS_MAX } from "../../agent/control/agent-state.ts";
+import { CHANNELS_MAX } from "../../linux/unix-socket.ts";
 import { SOCKET_PATH } from "../control/agent-options.ts";
 import { STATE_FILE } from "./command.ts";
 
@@ -29,6 +31,21 @@ test("the units agree with the command's defaults", () => {
   assert.equal(dirname(SOCKET_PATH), runtime);
   assert.equal(dirname(STATE_FILE), runtime);
   assert.equal(value(read(SERVICE), "RuntimeDirectoryPreserve"), "yes", "the socket stays");
+});
+
+test("the service can see what the agent looks at, and comes back whatever ends it", () => {
+  const service = read(SERVICE);
+  assert.doesNotMatch(service, /^(ProtectKernelModules|PrivateUsers|PrivateDevices)=yes/m);
+  assert.equal(value(service, "StartLimitIntervalSec"), "0");
+  const condition = value(service, "ConditionPathExists");
+  assert.equal(value(read(SOCKET), "ConditionPathExists"), condition, "no socket without it");
+});
+
+test("as many sessions and channels are kept as an agent takes", () => {
+  const service = read(SERVICE);
+  assert.ok(Number(value(service, "FileDescriptorStoreMax")) >= VMS_MAX);
+  // A channel and a session for each VM, and what else there is.
+  assert.ok(Number(value(service, "LimitNOFILE")) >= CHANNELS_MAX + 2 * VMS_MAX);
 });
 
 const version = spawnSync("systemd-analyze", ["--version"], { encoding: "utf8" });
