@@ -47,8 +47,7 @@ export function readPast(source: PastSource, observe: PhaseObserver): Past {
   const came = takeJournal(source, observe, announce, notes);
   if (saved.state !== null && before === null && came.taken === null)
     notes.push(...staleNotes(saved.state));
-  if (before?.isUpdating === true)
-    notes.push("the agent before this one ended in an update: it did not happen, and is undone");
+  if (before?.isUpdating === true) undoUpdate(host, notes);
   const isUnknown =
     saved.isDamaged || came.isDamaged || (before?.isPastUnknown === true && came.taken === null);
   if (isUnknown && !saved.isDamaged && !came.isDamaged)
@@ -107,6 +106,17 @@ function announceTakeOver({ store, bootId }: PastSource, notes: string[]): void 
   } catch (error) {
     if (!(error instanceof KernelError)) throw error;
     notes.push(`this agent must not end before its state can be written: ${error.message}`);
+  }
+}
+
+/** What an agent that was killed could not undo: its sessions ended with it, the kernel that it had loaded did not. */
+function undoUpdate(host: Host, notes: string[]): void {
+  notes.push("the agent before this one ended in an update: it did not happen, and is undone");
+  try {
+    host.kexecUnload();
+  } catch (error) {
+    if (!(error instanceof KernelError)) throw error;
+    notes.push(`the kernel that it had loaded is still there: ${error.message}`);
   }
 }
 
