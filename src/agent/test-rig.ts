@@ -104,6 +104,7 @@ export class FakeHost {
         this.loaded = null;
       },
       dup: (fd: number) => {
+        this.#count("dup");
         const file = this.#file(fd);
         file.references++;
         return this.#install(file);

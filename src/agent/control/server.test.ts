@@ -436,6 +436,18 @@ describe("AgentServer", () => {
     assertOrdinary(world, world.vms);
   });
 
+  test("a VMM whose session could not be sent for want of descriptors is shown out, comes back, and gets it", () => {
+    const world = worldWithVms(["vm0"]);
+    assert.equal(update(world), null);
+    world.startAgent();
+    let left = 1;
+    world.fake.fails = (call) => (call === "dup" && left-- > 0 ? "EMFILE" : null);
+    world.startVm("vm0");
+    world.settle(60);
+    assert.ok(left < 1, "it was to fail");
+    assertOrdinary(world, world.vms);
+  });
+
   describe("an agent that is killed", () => {
     for (const task of ["preserve", "pause"])
       test(`at ${task}: the VMs undo it themselves, and are updated by the next agent`, () => {
@@ -451,7 +463,7 @@ describe("AgentServer", () => {
           world.vm(victim).before = () => undefined;
           world.settle();
           assert.ok(operator.isClosed);
-          // The fake's kexec undoes itself; Linux keeps what a process has loaded.
+          // Here a killed agent undoes what it can; on Linux what it has loaded outlives it.
           world.fake.loaded = TARGET;
           const server = world.startAgent();
           assert.match(server.notes.join(), /ended in an update/);

@@ -425,7 +425,14 @@ export class AgentServer {
   }
 
   #succeed(client: Client, id: number, result: object, fds: readonly number[] = []): void {
-    if (client.isOpen && !client.succeed(id, result, fds)) this.#dropSilent(client);
+    if (!client.isOpen) return;
+    try {
+      if (!client.succeed(id, result, fds)) this.#dropSilent(client);
+    } catch (error) {
+      if (!(error instanceof KernelError)) throw error;
+      // There is no descriptor left to send: what it asked for is done, and it would not know. It comes back.
+      this.#hub.drop(client, error.code, error.message);
+    }
   }
 
   #fail(client: Client, id: number, error: KernelError): void {
