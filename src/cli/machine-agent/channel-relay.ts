@@ -18,11 +18,15 @@ import {
 const CLIENTS_MAX = 64;
 /** What a client has not read; one that leaves more lying is closed. */
 const UNREAD_BYTES_MAX = 1024 * 1024;
+/** For what clients have not read when the relay ends. */
+const CLOSE_MS = 1000;
 
 export class ChannelRelay {
   readonly #server: Server;
   readonly #path: string;
   readonly #clients = new Map<number, Socket>();
+  /** Also those that have still to read what the last kernel said. */
+  readonly #sockets = new Set<Socket>();
   /** What has come before there is a machine. */
   readonly #early: string[] = [];
   #send: (line: string) => void = (line) => this.#early.push(line);
@@ -85,7 +89,11 @@ export class ChannelRelay {
 
   async close(): Promise<void> {
     this.kernelEnded();
+    const late = setTimeout(() => {
+      for (const socket of this.#sockets) socket.destroy();
+    }, CLOSE_MS);
     await new Promise<void>((resolve) => this.#server.close(() => resolve()));
+    clearTimeout(late);
     rmSync(this.#path, { force: true });
   }
 
@@ -96,6 +104,7 @@ export class ChannelRelay {
     }
     const channel = ++this.#last;
     this.#clients.set(channel, socket);
+    this.#sockets.add(socket);
     this.#tell({ channel, kind: "open" });
     let received = Buffer.alloc(0);
     socket.on("data", (bytes: Buffer) => {
@@ -110,7 +119,10 @@ export class ChannelRelay {
     });
     // Its "close" follows.
     socket.on("error", () => undefined);
-    socket.on("close", () => this.#hangUp(channel, socket));
+    socket.on("close", () => {
+      this.#sockets.delete(socket);
+      this.#hangUp(channel, socket);
+    });
   }
 
   /** The client is at fault, or gone. */
