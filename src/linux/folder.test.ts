@@ -8,9 +8,11 @@ import { makeFolder } from "./folder.ts";
 
 test("makeFolder() makes one level, leaves one that is there, and fails with ENOENT without its parent", () => {
   const parent = mkdtempSync(join(tmpdir(), "holdfast-"));
+  const umask = process.umask(0o077);
   try {
     const folder = join(parent, "one");
     makeFolder(folder);
+    assert.equal(statSync(folder).mode & 0o777, 0o755, "open to others, whatever the umask is");
     writeFileSync(join(folder, "file"), "");
     makeFolder(folder);
     assert.equal(statSync(join(folder, "file")).size, 0);
@@ -19,6 +21,7 @@ test("makeFolder() makes one level, leaves one that is there, and fails with ENO
       (error) => isKernelError(error, "ENOENT"),
     );
   } finally {
+    process.umask(umask);
     rmSync(parent, { recursive: true });
   }
 });

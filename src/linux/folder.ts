@@ -1,5 +1,5 @@
 /** Folders below /run, where processes of a boot meet. @module */
-import { mkdirSync } from "node:fs";
+import { chmodSync, mkdirSync } from "node:fs";
 import { isKernelError } from "../base/errno.ts";
 import { nodeCall } from "./node-call.ts";
 
@@ -11,7 +11,9 @@ import { nodeCall } from "./node-call.ts";
  */
 export function makeFolder(path: string): void {
   try {
-    nodeCall("mkdir", path, () => mkdirSync(path, { mode: 0o755 }));
+    nodeCall("mkdir", path, () => mkdirSync(path));
+    // Whatever this process's umask is: others than root come through it to the agent's socket.
+    nodeCall("chmod", path, () => chmodSync(path, 0o755));
   } catch (error) {
     if (!isKernelError(error, "EEXIST")) throw error;
   }

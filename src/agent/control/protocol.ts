@@ -377,13 +377,16 @@ export function encodeError(error: KernelError): { code: ErrnoCode; message: str
   return { code: error.code, message: error.message.slice(0, ERROR_LENGTH) };
 }
 
+/** A VM's name is that of its session, of its entry in a service manager's descriptor store, and part of messages. */
+export const VM_NAME = /^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$/;
+
 /**
- * A VM's name is that of its session, of its entry in a service manager's descriptor store, and part of messages.
+ * The name of a VM.
  * @throws {KernelError} of the field
  */
 export function decodeVmName(field: JsonField): string {
   const name = field.matching(
-    /^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$/,
+    VM_NAME,
     'the name of a VM: 1 to 63 letters, digits, ".", "_" and "-", not beginning with one of these three',
   );
   if (name === AGENT_SESSION)

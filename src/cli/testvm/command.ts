@@ -1,5 +1,6 @@
 /** `holdfast testvm`: a VM process to try live updates with. @module */
 import { setImmediate, setTimeout } from "node:timers/promises";
+import { VM_NAME } from "../../agent/control/protocol.ts";
 import { assert } from "../../base/assert.ts";
 import { isKernelError } from "../../base/errno.ts";
 import { formatBytes, hex, PAGE_SIZE, TIB } from "../../base/units.ts";
@@ -18,8 +19,6 @@ import { parseCount, parseSize } from "../values.ts";
 import { TestVm, type TestVmEvent } from "./test-vm.ts";
 
 const DEFAULT_MEMORY = "256M";
-/** As the agent takes them. */
-const NAME = /^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$/;
 /** Between two of the guest's steps, when nobody asks for anything: it writes all the time, and leaves time to others. */
 const PAUSE_MS = 10;
 const NS_PER_MS = 1e6;
@@ -69,7 +68,7 @@ export const testvm: Command = {
       allowPositionals: false,
     });
     const { name, memory, huge, seed, iommufd, socket, json } = values;
-    if (name === undefined || !NAME.test(name))
+    if (name === undefined || !VM_NAME.test(name))
       throw new UsageError(
         name === undefined
           ? "--name NAME: the VM needs one"
