@@ -22,6 +22,7 @@ import {
 } from "node:fs";
 import { createInterface } from "node:readline";
 import { ReadStream } from "node:tty";
+import koffi from "koffi";
 import { LINUX_REBOOT_CMD_RESTART } from "../../../src/abi/uapi/reboot.ts";
 import { LinuxHost } from "../../../src/linux/linux-host.ts";
 import {
@@ -37,6 +38,7 @@ import {
 } from "./orders.ts";
 
 const SERIAL_LINE = "/dev/ttyS1";
+const MCL_CURRENT = 1;
 const ENVIRONMENT = { PATH: "/bin", HOME: "/tmp" };
 
 const host = new LinuxHost();
@@ -87,6 +89,11 @@ const orders: Orders = {
   umount: (target) => host.umount(target),
   reset: () => host.reboot(LINUX_REBOOT_CMD_RESTART),
 };
+
+// A kernel that jumps has shut the root's device down before it ends: a page of Node that is read in only then is a SIGBUS,
+// and that of the first process a panic. (An update of Linux with printk_delay= takes seconds there.)
+if (koffi.load("libc.so.6").func("int mlockall(int flags)")(MCL_CURRENT) !== 0)
+  throw new Error(`mlockall: errno ${koffi.errno()}`);
 
 const services: readonly Service[] = existsSync(SERVICES_PATH)
   ? JSON.parse(readFileSync(SERVICES_PATH, "utf8"))
