@@ -11,11 +11,11 @@ export interface BareResult {
 }
 
 /** Before each line of linux-timed.ts. */
-export const CALL_MARK = "timed ";
+export const PART_MARK = "timed ";
 
-/** What a VMM did, on CLOCK_MONOTONIC. */
-export interface TimedCall {
-  readonly call: "PRESERVE_FD" | "RETRIEVE_FD" | "connect";
+/** What a VMM did by itself, on CLOCK_MONOTONIC: its ioctls, and what is made of their results. */
+export interface TimedPart {
+  readonly part: "connect" | "preserve" | "restore";
   readonly startNs: number;
   readonly endNs: number;
 }
