@@ -38,7 +38,6 @@ import {
 } from "./orders.ts";
 
 const SERIAL_LINE = "/dev/ttyS1";
-const MCL_CURRENT = 1;
 const ENVIRONMENT = { PATH: "/bin", HOME: "/tmp" };
 
 const host = new LinuxHost();
@@ -92,8 +91,15 @@ const orders: Orders = {
 
 // A kernel that jumps has shut the root's device down before it ends: a page of Node that is read in only then is a SIGBUS,
 // and that of the first process a panic. (An update of Linux with printk_delay= takes seconds there.)
-if (koffi.load("libc.so.6").func("int mlockall(int flags)")(MCL_CURRENT) !== 0)
-  throw new Error(`mlockall: errno ${koffi.errno()}`);
+// Not mlockall(2): V8 gives memory back by madvise(2), which locked memory refuses, and dies of that.
+const mlock = koffi.load("libc.so.6").func("int mlock(uintptr_t address, size_t length)");
+for (const line of readFileSync("/proc/self/maps", "utf8").split("\n")) {
+  const [, first, end] = /^([0-9a-f]+)-([0-9a-f]+) r\S+ \S+ \S+ [1-9]/.exec(line) ?? [];
+  if (first === undefined) continue;
+  const [address, endAddress] = [BigInt(`0x${first}`), BigInt(`0x${end}`)];
+  if (mlock(address, endAddress - address) !== 0)
+    throw new Error(`mlock of ${line}: errno ${koffi.errno()}`);
+}
 
 const services: readonly Service[] = existsSync(SERVICES_PATH)
   ? JSON.parse(readFileSync(SERVICES_PATH, "utf8"))
