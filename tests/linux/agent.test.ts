@@ -182,7 +182,7 @@ describe("five updates of Linux under three VMs with 1 GiB of memory", {
     await machine.writeFile("/proc/sys/kernel/kexec_load_disabled", "1");
     const { status, stderr } = await machine.run(holdfastIn("update", "--json"));
     assert.equal(status, 1);
-    assert.match(stderr, /EPERM.*kexec_load_disabled/);
+    assert.match(stderr, /kexec_load_disabled is 1/);
     for (const { name } of VMS) await vmOf(name).signal("SIGUSR2");
     const verified = await inAllVms((vm) => vmEvent(vm, "verified", TIMEOUT_MS));
     assert.deepEqual(
@@ -192,7 +192,7 @@ describe("five updates of Linux under three VMs with 1 GiB of memory", {
   });
 
   test("leave Linux nothing to complain about", () => {
-    const complaint = /\bWARNING:|\bBUG:|Oops|\b(KHO|luo|memfd_luo):.*(fail|invalid)/i;
+    const complaint = /\bWARNING:|\bBUG:|\bOops\b|\b(KHO|luo|memfd_luo):.*(fail|invalid)/i;
     const complaints = machine
       .console()
       .split("\n")
