@@ -8,7 +8,7 @@ const PHASES = (
     ["load", 1, 3],
     ["preserve", 3, 6],
     ["pause", 6, 10],
-    ["reboot", 10, 30],
+    ["reboot", 11, 30],
     ["boot", 30, 60],
   ] as const
 ).map(([name, startMs, endMs]) => ({

@@ -47,6 +47,7 @@ export function timesOf(record: UpdateRecord): UpdateTimes {
   };
   const between = (startNs: number, endNs: number) => (endNs - startNs) / 1e6;
   const length = ({ startNs, endNs }: PhaseStatus) => between(startNs, endNs);
+  const pause = phase("pause");
   const reboot = phase("reboot");
   const boot = phase("boot");
   const startingAtNs = record.oldBootAtNs + record.startingNs;
@@ -55,8 +56,9 @@ export function timesOf(record: UpdateRecord): UpdateTimes {
     preflight: length(phase("preflight")),
     load: length(phase("load")),
     preserve: length(phase("preserve")),
-    pause: length(phase("pause")),
-    freeze: between(reboot.startNs, startingAtNs),
+    pause: length(pause),
+    // The journal is written in between.
+    freeze: between(pause.endNs, startingAtNs),
     kexec: between(startingAtNs, reboot.endNs),
     boot: length(boot),
     retrieve: between(boot.endNs, retrievedAtNs),
