@@ -6,6 +6,7 @@
  */
 import { spawnSync } from "node:child_process";
 import { existsSync, lstatSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { availableParallelism } from "node:os";
 import { dirname, join, relative } from "node:path";
 import { fileURLToPath } from "node:url";
 
@@ -118,6 +119,8 @@ const commands = {
       "--enable-source-maps",
       "--test",
       "--test-reporter=spec",
+      // Node takes a core less than there are: of two, one.
+      `--test-concurrency=${Math.max(2, availableParallelism() - 1)}`,
       ...options,
       ...tests.map(compiled),
     ]);

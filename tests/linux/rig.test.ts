@@ -3,15 +3,18 @@
  */
 import assert from "node:assert/strict";
 import { after, before, describe, test } from "node:test";
+import { type ClockReading, clockError, readClock } from "./clock-reading.ts";
 import { LinuxMachine, OrderError, programAt, skipReason } from "./rig.ts";
 
 const SLEEPER = ["node", "-e", "setInterval(() => {}, 1000)"];
 
 describe("a Linux that takes orders", { skip: skipReason() }, () => {
   let machine: LinuxMachine;
+  let clockAtFirst: ClockReading;
 
   before(async () => {
     machine = await LinuxMachine.start({ services: [{ name: "sleeper", argv: SLEEPER }] });
+    clockAtFirst = await readClock(machine);
   });
   after(() => machine?.close());
 
@@ -79,6 +82,21 @@ describe("a Linux that takes orders", { skip: skipReason() }, () => {
     assert.deepEqual(sleeper?.end, { code: null, signal: null, withKernel: true });
     assert.equal(boot.services.get("sleeper")?.end, null);
     assert.match(machine.console(), /KHO: found kexec handover data/);
+  });
+
+  test("has a clock that goes on through the kexec, and is one for all processes of a boot", async (context) => {
+    assert.equal(clockAtFirst.bootedAtNs, 0);
+    assert.match(machine.boot.commandLine, /holdfast\.clock=(tsc|realtime):\d+:\d+:\d+$/);
+    const [now, again] = [await readClock(machine), await readClock(machine)];
+    assert.equal(again.bootedAtNs, now.bootedAtNs);
+    assert.equal(now.commandLine, `${clockAtFirst.commandLine} word=2`, "without the parameter");
+    const { passedNs, leastNs, mostNs, offNs, slackNs } = clockError(clockAtFirst, now);
+    const seconds = (ns: number) => (ns / 1e9).toFixed(3);
+    context.diagnostic(
+      `${now.kernelSource}, ${now.clockSource}: ${seconds(passedNs)} s passed, by the test's clock ${seconds(leastNs)} to ${seconds(mostNs)} s`,
+    );
+    assert.ok(offNs <= slackNs, `${offNs} ns off, ${slackNs} allowed`);
+    assert.ok(now.bootedAtNs > clockAtFirst.nowNs && now.bootedAtNs < now.nowNs);
   });
 
   test("is known to have ended when its kernel has", async () => {
