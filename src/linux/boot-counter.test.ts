@@ -1,6 +1,6 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import { skipUnless } from "../../tests/linux/rig.ts";
+import { skipUnless } from "../../tests/support/skip.ts";
 import { bootCounters, isTscTrusted } from "./boot-counter.ts";
 import { ContinuousClock } from "./continuous-clock.ts";
 import { linuxTests } from "./test-rig.ts";

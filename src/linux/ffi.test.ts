@@ -3,7 +3,7 @@ import { spawn } from "node:child_process";
 import { once } from "node:events";
 import { test } from "node:test";
 import { setTimeout as sleep } from "node:timers/promises";
-import { skipUnless } from "../../tests/linux/rig.ts";
+import { skipUnless } from "../../tests/support/skip.ts";
 import { ERRNO } from "../base/errno.ts";
 import { openCLibrary, unixAddress } from "../machine/qemu/c-library.ts";
 import { linuxTests } from "./test-rig.ts";

@@ -1,9 +1,8 @@
 import assert from "node:assert/strict";
 import { spawn, spawnSync } from "node:child_process";
 import { readFileSync, statSync, writeFileSync } from "node:fs";
-import { userInfo } from "node:os";
 import { join } from "node:path";
-import { skipUnless } from "../../tests/linux/rig.ts";
+import { skipUnless, skipUnlessRoot } from "../../tests/support/skip.ts";
 import {
   EFD_NONBLOCK,
   F_ADD_SEALS,
@@ -32,8 +31,7 @@ import { linuxTests } from "./test-rig.ts";
 
 const linux = process.platform === "linux" ? null : `needs Linux, not ${process.platform}`;
 const linuxTest = linuxTests(skipUnless("Linux as the host", linux));
-const root = linux ?? (userInfo().uid === 0 ? null : "needs root");
-const rootTest = linuxTests(skipUnless("mounting", root));
+const rootTest = linuxTests(skipUnlessRoot("mounting"));
 
 /** A call fails with this errno. */
 function fails(code: ErrnoCode, call: () => void): void {

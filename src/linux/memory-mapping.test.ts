@@ -3,7 +3,7 @@ import { readFileSync } from "node:fs";
 import { setTimeout as sleep } from "node:timers/promises";
 import { setFlagsFromString } from "node:v8";
 import { runInNewContext } from "node:vm";
-import { skipUnless } from "../../tests/linux/rig.ts";
+import { skipUnless } from "../../tests/support/skip.ts";
 import { KernelError } from "../base/errno.ts";
 import { MIB } from "../base/units.ts";
 import type { FileMapping } from "../kernel/vfs/file.ts";

@@ -1,6 +1,6 @@
 import assert from "node:assert/strict";
 import { join } from "node:path";
-import { skipUnless } from "../../tests/linux/rig.ts";
+import { skipUnless } from "../../tests/support/skip.ts";
 import { type Ffi, SOCK_DGRAM, SOCK_NONBLOCK } from "./ffi.ts";
 import { ServiceManager, takePassedDescriptors } from "./service-manager.ts";
 import { SocketMessages } from "./socket-messages.ts";

@@ -13,7 +13,7 @@ import {
 import { userInfo } from "node:os";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
-import { skipUnless } from "../../tests/linux/rig.ts";
+import { skipUnless, skipUnlessRoot } from "../../tests/support/skip.ts";
 import { KernelError } from "../base/errno.ts";
 import { type Channel, type EndpointEvent, LINE_BYTES_MAX, LINE_FDS_MAX } from "../host/channel.ts";
 import { type Ffi, SOCK_STREAM } from "./ffi.ts";
@@ -29,8 +29,7 @@ import {
 
 const linux = process.platform === "linux" ? null : `needs Linux, not ${process.platform}`;
 const linuxTest = linuxTests(skipUnless("Unix sockets", linux));
-const root = linux ?? (userInfo().uid === 0 ? null : "needs root");
-const rootTest = linuxTests(skipUnless("Unix sockets of other users", root));
+const rootTest = linuxTests(skipUnlessRoot("Unix sockets of other users"));
 
 /** A listening endpoint, and one who is connected and speaks no protocol. */
 class Rig {

@@ -9,9 +9,9 @@ import { join } from "node:path";
 import { after, before, describe, test } from "node:test";
 import { describeMissing, FDT_TOOLS } from "../../scripts/linux/tools.ts";
 import { openImage } from "../../src/inspect/image/open-image.ts";
+import { skipUnless } from "../support/skip.ts";
 import { viewHandover } from "./handover-view.ts";
 import { handOverOnOurKernel } from "./our-kernel.ts";
-import { skipUnless } from "./rig.ts";
 
 const FDT_BYTES = 4096;
 

@@ -29,6 +29,7 @@ import { BOOT_TOOLS, describeMissing } from "../../scripts/linux/tools.ts";
 import { GIB, MIB } from "../../src/base/units.ts";
 import { bootCounters } from "../../src/linux/boot-counter.ts";
 import { loadFfi } from "../../src/linux/ffi.ts";
+import { skipUnless } from "../support/skip.ts";
 import {
   type GuestLine,
   MARK,
@@ -55,21 +56,6 @@ const ROOT_TAG = "root";
 /** For the `skip` of tests that boot a real kernel, as {@link skipUnless}. */
 export function skipReason(): string | false {
   return skipUnless("a real Linux kernel", missing());
-}
-
-/**
- * For the `skip` of tests that need what a machine may lack: false, or what is missing, which is printed, too.
- *
- * @param what - that they run on
- * @param reason - why they cannot; null when they can
- * @throws {Error} in CI: there they must run
- */
-export function skipUnless(what: string, reason: string | null): string | false {
-  if (reason === null) return false;
-  if (process.env["CI"] === "true")
-    throw new Error(`the tests on ${what} must run in CI: ${reason}`);
-  console.error(`SKIPPED: tests on ${what}: ${reason}`);
-  return reason;
 }
 
 function missing(): string | null {

@@ -10,7 +10,7 @@ import { join } from "node:path";
 import { createInterface } from "node:readline";
 import { isKernelError } from "../../src/base/errno.ts";
 import { findQemu } from "../../src/machine/qemu/qemu-process.ts";
-import { skipUnless } from "../linux/rig.ts";
+import { skipUnless } from "../support/skip.ts";
 
 /** For the `skip` of tests, as {@link skipUnless}. */
 export function skipReason(): string | false {

@@ -14,6 +14,7 @@ import {
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { after, describe, test } from "node:test";
+import { skipUnlessRoot } from "../../../tests/support/skip.ts";
 import { isKernelError } from "../../base/errno.ts";
 import { JOURNAL_FORMAT } from "../journal.ts";
 import { type AgentState, decodeAgentState, STATE_FORMAT } from "./agent-state.ts";
@@ -164,9 +165,8 @@ describe("StateFile", () => {
     );
   });
 
-  const canMount = process.platform === "linux" && process.getuid?.() === 0;
   test("a medium that is full or read-only: ENOSPC, EROFS, and the old state stays", {
-    skip: canMount ? false : "only root can mount a small file system",
+    skip: skipUnlessRoot("a small file system"),
   }, (context) => {
     const mountpoint = join(folder, "small");
     mkdirSync(mountpoint);
