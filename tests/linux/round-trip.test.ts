@@ -25,7 +25,7 @@ const HIGH_MEMORY_BYTES = 2 * MIB;
  * The kernel at the gate runs on page tables of its predecessor, which lie anywhere in memory that is free for ours. If ours
  * puts something there, it dies before its first line; where they lie changes from boot to boot.
  */
-const ATTEMPTS = 4;
+const ATTEMPTS = 10;
 
 function isEarlyDeath(error: unknown): boolean {
   return (
