@@ -1,10 +1,8 @@
 /** Options of `holdfast agent --machine`. @module */
-import { TIB } from "../../base/units.ts";
-import { NIC_GUEST_MIN_BYTES } from "../../vmm/nic-guest.ts";
-import { MACHINE_KINDS } from "../demo/machine-kinds.ts";
+import { parseMachine, parseMemory } from "../demo/machine-values.ts";
 import type { MachineAgentOptions } from "../machine-agent/machine-agent.ts";
 import { UsageError } from "../usage-error.ts";
-import { parseCount, parseSize } from "../values.ts";
+import { parseCount } from "../values.ts";
 
 /** For parseArgs. */
 export const MACHINE_OPTIONS = {
@@ -34,16 +32,10 @@ export function machineOptions(values: MachineValues, socket: string): MachineAg
       if (value !== undefined) throw new UsageError(`--${option} ${value}: goes with --machine`);
     return null;
   }
-  const machine = MACHINE_KINDS.find((known) => known === name);
-  if (machine === undefined)
-    throw new UsageError(`--machine ${name}: must be ${MACHINE_KINDS.join(" or ")}`);
-  const size = memory ?? DEFAULTS.memory;
-  const memoryBytes = parseSize("--memory", size, NIC_GUEST_MIN_BYTES, TIB);
-  if (memoryBytes % 4096 !== 0) throw new UsageError(`--memory ${size}: must be a multiple of 4K`);
   return {
-    machine,
+    machine: parseMachine(name),
+    memoryBytes: parseMemory(memory ?? DEFAULTS.memory),
     vms: parseCount("--vms", vms ?? String(DEFAULTS.vms), 1, 16),
-    memoryBytes,
     framesPerSecond: parseCount("--rate", rate ?? String(DEFAULTS.rate), 1, 100_000),
     socket,
     images: IMAGES,

@@ -3,16 +3,16 @@
  * @module
  */
 import { constants } from "node:os";
-import { formatBytes, TIB } from "../../base/units.ts";
-import { NIC_GUEST_MIN_BYTES } from "../../vmm/nic-guest.ts";
+import { formatBytes } from "../../base/units.ts";
 import { parse } from "../arguments.ts";
 import type { Command } from "../command.ts";
 import { UsageError } from "../usage-error.ts";
-import { parseCount, parseSize } from "../values.ts";
+import { parseCount } from "../values.ts";
 import { version } from "../version.ts";
 import type { DemoEvent } from "./events.ts";
 import { checkImagePath } from "./image-saver.ts";
-import { MACHINE_KINDS, type MachineKind } from "./machine-kinds.ts";
+import { MACHINE_KINDS } from "./machine-kinds.ts";
+import { parseMachine, parseMemory } from "./machine-values.ts";
 import { type DemoOptions, runDemo } from "./machines.ts";
 import { Narrator, table } from "./render.ts";
 import { FRAMES_IN_JUMPS_EXPECTED, judge } from "./result.ts";
@@ -81,9 +81,7 @@ export const demo: Command = {
 
 function parseOptions(args: readonly string[]): { options: DemoOptions; json: boolean } {
   const values = readArgs(args);
-  const memoryBytes = parseSize("--memory", values.memory, NIC_GUEST_MIN_BYTES, TIB);
-  if (memoryBytes % 4096 !== 0)
-    throw new UsageError(`--memory ${values.memory}: must be a multiple of 4K`);
+  const memoryBytes = parseMemory(values.memory);
   const machine = parseMachine(values.machine);
   if (machine === "qemu" && values.seed !== undefined)
     throw new UsageError("--seed: QEMU's time cannot be replayed");
@@ -101,13 +99,6 @@ function parseOptions(args: readonly string[]): { options: DemoOptions; json: bo
       seed: values.seed === undefined ? null : parseCount("--seed", values.seed, 0, 2 ** 32 - 1),
     },
   };
-}
-
-function parseMachine(name: string): MachineKind {
-  const machine = MACHINE_KINDS.find((known) => known === name);
-  if (machine === undefined)
-    throw new UsageError(`--machine ${name}: must be ${MACHINE_KINDS.join(" or ")}`);
-  return machine;
 }
 
 function readArgs(args: readonly string[]) {
