@@ -4,7 +4,6 @@
  */
 import assert from "node:assert/strict";
 import { describe, test } from "node:test";
-import { QemuMachine } from "../../src/machine/qemu/qemu-machine.ts";
 import { assertSeamless, type BrokenSwitch, runSwitches } from "../support/domain-switch-run.ts";
 import { skipReason } from "./rig.ts";
 
@@ -14,23 +13,12 @@ const SEED = Number(process.env["SEED"] ?? 1);
 const FRAMES_PER_SECOND = 200_000;
 
 const run = (switches: number, broken?: BrokenSwitch) =>
-  runSwitches(
-    async (config, options) => {
-      const machine = await QemuMachine.start(config, options);
-      return {
-        run: (image, commandLine) => machine.run(image, commandLine),
-        close: () => machine.close(),
-        nics: () => machine.nics(),
-        blocked: () => machine.faults.length + (machine.faultsLost ? 1 : 0),
-      };
-    },
-    {
-      switches,
-      seed: SEED,
-      framesPerSecond: FRAMES_PER_SECOND,
-      ...(broken !== undefined && { broken }),
-    },
-  );
+  runSwitches("qemu", {
+    switches,
+    seed: SEED,
+    framesPerSecond: FRAMES_PER_SECOND,
+    ...(broken !== undefined && { broken }),
+  });
 
 describe("on QEMU's q35, tables with other page sizes", { skip: skipReason() }, () => {
   test("a thousand switches under load lose and damage no frame, and nothing is blocked", async (t) => {

@@ -4,7 +4,6 @@
  */
 import assert from "node:assert/strict";
 import { describe, test } from "node:test";
-import { LiveMachine } from "../../src/machine/thread/live-machine.ts";
 import { assertSeamless, type BrokenSwitch, runSwitches } from "../support/domain-switch-run.ts";
 
 const SWITCHES = 1000;
@@ -12,23 +11,12 @@ const SEED = Number(process.env["SEED"] ?? 1);
 const FRAMES_PER_SECOND = 30_000;
 
 const run = (switches: number, broken?: BrokenSwitch) =>
-  runSwitches(
-    async (config, options) => {
-      const machine = new LiveMachine(config, options);
-      return {
-        run: (image, commandLine) => machine.run(image, commandLine),
-        close: () => machine.close(),
-        nics: () => machine.statistics.nics(),
-        blocked: () => machine.statistics.dmaFaults(0),
-      };
-    },
-    {
-      switches,
-      seed: SEED,
-      framesPerSecond: FRAMES_PER_SECOND,
-      ...(broken !== undefined && { broken }),
-    },
-  );
+  runSwitches("embedded", {
+    switches,
+    seed: SEED,
+    framesPerSecond: FRAMES_PER_SECOND,
+    ...(broken !== undefined && { broken }),
+  });
 
 describe("on the embedded machine, tables with other page sizes", () => {
   test("a thousand switches under load lose and damage no frame, and nothing is blocked", async (t) => {
